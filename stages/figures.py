@@ -1,0 +1,60 @@
+"""Figures that stages return. matplotlib is imported when one is drawn; no global state, no window."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#718096"
+
+
+def heat_map(
+    values: npt.NDArray[np.float64], title: str, x: str, y: str, unit: str, *, size: tuple[float, float] = (7, 5)
+) -> Figure:
+    """Rows of `values` downwards, columns to the right; axes named `y` and `x`, the colour bar `unit`."""
+    figure = _figure(size)
+    axes = figure.subplots()
+    image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis")
+    axes.set(title=title, xlabel=x, ylabel=y)
+    figure.colorbar(image, label=unit)
+    return figure
+
+
+def side_by_side(
+    left: npt.NDArray[np.float64], right: npt.NDArray[np.float64], titles: tuple[str, str], x: str, y: str, unit: str
+) -> Figure:
+    """Two heat maps with one colour scale."""
+    figure = _figure((11, 5))
+    low, high = float(min(left.min(), right.min())), float(max(left.max(), right.max()))
+    both = figure.subplots(1, 2, sharey=True)
+    for axes, values, title in zip(both, (left, right), titles, strict=True):
+        image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis", vmin=low, vmax=high)
+        axes.set(title=title, xlabel=x)
+    both[0].set_ylabel(y)
+    figure.colorbar(image, ax=both, label=unit)
+    return figure
+
+
+def lines(
+    series: dict[str, npt.NDArray[np.float64]], title: str, x: str, y: str, *, size: tuple[float, float] = (7, 4)
+) -> Figure:
+    """One line a series over its index, each named at its right end."""
+    figure = _figure(size)
+    axes = figure.subplots()
+    for (name, values), colour in zip(series.items(), (GREY, BLUE, ORANGE, "black"), strict=False):
+        axes.plot(values, color=colour, label=name)
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _figure(size: tuple[float, float]) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
