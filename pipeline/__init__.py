@@ -1,0 +1,1 @@
+"""What runs stages: command line, config, checkpoints, tracking. It knows stages by their contract alone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import count, islice
 
 from stages.errors import BadInput
 
@@ -87,15 +88,15 @@ class ModelSpec:
 
     def layer_ids(self, layers: int) -> list[int]:
         """[L]: the engine's layer id of each MoE layer."""
-        dense = set(self.dense_layers)
-        ids: list[int] = []
-        layer = self.first_moe_layer
-        while len(ids) < layers:
-            if layer not in dense:
-                ids.append(layer)
-            layer += 1
-        return ids
+        return moe_layer_ids(layers, self.first_moe_layer, self.dense_layers)
 
     def hidden_layers(self, layers: int) -> int:
         """Layers of the whole model, dense ones included, given its `layers` MoE layers."""
         return max([*self.layer_ids(layers), *self.dense_layers]) + 1
+
+
+def moe_layer_ids(layers: int, first_moe_layer: int, dense_layers: list[int]) -> list[int]:
+    """[L]: the engine's layer ids of `layers` MoE layers that begin at `first_moe_layer` and skip `dense_layers`."""
+    dense = set(dense_layers)
+    ids = (layer for layer in count(first_moe_layer) if layer not in dense)
+    return list(islice(ids, layers))

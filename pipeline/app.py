@@ -1,0 +1,111 @@
+"""`moesaic run`: composes the config with Hydra, runs the pipeline once or as a sweep, and turns what happened into an
+exit code and one last sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from pipeline import attached, table
+from pipeline.runner import Request, run_pipeline
+from pipeline.schema import CONF, register, sentence
+from stages.errors import BadInput, MoesaicError
+
+
+def run(arguments: list[str]) -> int:
+    """Run with Hydra's command line `arguments` (overrides and flags). The exit code."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through, and the last line can be one sentence
+    register()
+    followed = attached.follow(arguments)
+    if followed is not None:
+        return followed
+    failures: list[MoesaicError] = []
+
+    def task(config: DictConfig) -> None:
+        sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        try:
+            _run_once(config)
+        except MoesaicError as error:
+            if not sweep:
+                raise
+            # A point of a sweep that cannot be is recorded with its reason; the others still run.
+            sys.stderr.write(f"{error}\n")
+            failures.append(error)
+
+    code = 1
+    before = sys.argv
+    sys.argv = ["moesaic run", *arguments]
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
+        code = max((error.exit_code for error in failures), default=0)
+        if failures:
+            _last_line(f"{len(failures)} of the sweep's runs failed, the last with: {failures[-1]}")
+    except (HydraException, OmegaConfBaseException, BadInput) as error:
+        code = BadInput.exit_code
+        _last_line(config_sentence(error))
+    except MoesaicError as error:
+        code = error.exit_code
+        _last_line(str(error))
+    except KeyboardInterrupt:
+        _last_line("Interrupted: the stages that finished are kept, and the same command continues after them.")
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    finally:
+        sys.argv = before
+        attached.release(code)
+    return code
+
+
+def _run_once(config: DictConfig) -> None:
+    runtime = HydraConfig.get()
+    directory = Path(runtime.runtime.output_dir)
+    tags = {"sweep": str(Path(runtime.sweep.dir).absolute())} if runtime.mode == RunMode.MULTIRUN else {}
+    overrides = list(OmegaConf.to_container(runtime.overrides.task) or [])
+    with table.progress() as progress:
+        request = Request(config, directory, overrides, table.say, progress, tags)
+        try:
+            summary = run_pipeline(request)
+        except MoesaicError:
+            table.failure(directory)
+            raise
+    table.result(summary, directory)
+
+
+def config_sentence(error: Exception) -> str:
+    """One sentence for what Hydra or OmegaConf found wrong with the config."""
+    if isinstance(error, MissingConfigException):
+        return _missing(error)
+    if isinstance(error, OmegaConfBaseException):
+        return sentence(error)
+    cause: Any = error.__cause__
+    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
+        if isinstance(cause, ConfigAttributeError | ConfigKeyError) and not dataclasses.is_dataclass(cause.object_type):
+            return f"{cause.full_key or cause.key} is not a known key; `moesaic run --cfg job` prints all that there are."
+        return sentence(cause)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines else type(error).__name__
+
+
+def _missing(error: MissingConfigException) -> str:
+    """`place=foo is not known; allowed are …` from Hydra's several lines."""
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    options = [option for option in error.options or [] if option != "schema"]
+    if group and options:
+        return f"{group}={name} is not known; allowed are {', '.join(sorted(options))}."
+    return " ".join(str(error).split())
+
+
+def _last_line(text: str) -> None:
+    sys.stdout.flush()
+    sys.stderr.write(" ".join(text.split()) + "\n")
+    sys.stderr.flush()

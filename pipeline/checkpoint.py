@@ -1,0 +1,94 @@
+"""Checkpoints: find a finished stage run with a key, prove its files by their digests, and link them into a folder."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.keys import KeyParts, Manifest, difference, read_manifest
+from pipeline.store import TAG, Store, link, local_folder, remove
+from stages import paths
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A finished stage run whose files are still there and still what its manifest says."""
+
+    run_id: str
+    manifest: Manifest
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Miss:
+    """Why there is no such run."""
+
+    why: str
+
+
+def look_up(store: Store, parts: KeyParts, folder: Path) -> Hit | Miss:
+    """The newest usable checkpoint with the key of `parts`, its outputs linked into `folder`; else why not."""
+    query = f"attributes.status = 'FINISHED' and tags.`{TAG}key` = '{parts.key}'"
+    broken: str | None = None
+    for run in store.search(query, limit=20):
+        taken = _take(store, run, parts, folder)
+        if isinstance(taken, Hit):
+            return taken
+        broken = broken or taken.why
+    return Miss(broken or _why_new(store, parts))
+
+
+def _take(store: Store, run: Run, parts: KeyParts, folder: Path) -> Hit | Miss:
+    short = run.info.run_id[:8]
+    with tempfile.TemporaryDirectory(prefix="moesaic-") as temporary:
+        download = Path(temporary)
+        path = store.fetch(run, paths.MANIFEST, download)
+        if path is None:
+            return Miss(f"artifact {paths.MANIFEST} of run {short} is gone")
+        try:
+            manifest = read_manifest(path)
+        except (ValueError, TypeError):
+            return Miss(f"artifact {paths.MANIFEST} of run {short} cannot be read")
+        if manifest.key != parts.key or manifest.parts().key != parts.key:
+            return Miss(f"artifact {paths.MANIFEST} of run {short} was changed")
+        found: dict[str, Path] = {}
+        for name, digest in manifest.outputs.items():
+            file = store.fetch(run, name, download)
+            if file is None:
+                return Miss(f"artifact {name} of run {short} is gone")
+            if paths.sha256(file) != digest:
+                return Miss(f"artifact {name} of run {short} was changed")
+            found[name] = file
+        remove(folder)
+        folder.mkdir(parents=True)
+        for name, file in found.items():
+            if local_folder(run) is not None:
+                link(file, folder / name)
+            else:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                file.rename(folder / name) if file.stat().st_dev == folder.stat().st_dev else _copy(file, folder / name)
+        return Hit(run.info.run_id, manifest, dict(run.data.metrics))
+
+
+def _copy(source: Path, target: Path) -> None:
+    with paths.atomic(target) as temporary:
+        temporary.write_bytes(source.read_bytes())
+
+
+def _why_new(store: Store, parts: KeyParts) -> str:
+    """How the key differs from that of the stage's latest finished run."""
+    for run in store.search(f"attributes.status = 'FINISHED' and tags.`{TAG}stage` = '{parts.stage}'", limit=1):
+        with tempfile.TemporaryDirectory(prefix="moesaic-") as temporary:
+            path = store.fetch(run, paths.MANIFEST, Path(temporary))
+            if path is None:
+                return f"artifacts of the last run {run.info.run_id[:8]} are gone"
+            try:
+                return difference(read_manifest(path).parts(), parts)
+            except (ValueError, TypeError):
+                return f"the manifest of the last run {run.info.run_id[:8]} cannot be read"
+    return "first run"

@@ -1,0 +1,111 @@
+"""The command `moesaic`. Help must come at once, so everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from stages.errors import MoesaicError
+
+if TYPE_CHECKING:
+    from pipeline.store import Store
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; `arguments` default to the process's. The exit code (see the design: 0, 1, 2, 3)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["run"]:  # Hydra parses what follows, flags included
+        from pipeline.app import run
+
+        return run(given[1:])
+    options = _parser().parse_args(given)
+    try:
+        return int(options.command(options))
+    except MoesaicError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        return 1
+    except BrokenPipeError:
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="moesaic",
+        description="Moves the experts of Mixture-of-Experts models to the GPUs where they are needed, "
+        "and proves that every byte arrived.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run the pipeline; takes Hydra overrides (model=deepseek_v3), -m sweeps")
+    run.add_argument("overrides", nargs="*", help="for example: topology=h100_4x8 place.redundant_experts=32")
+    run.set_defaults(command=lambda options: main(["run", *options.overrides]))
+
+    status = commands.add_parser("status", help="runs and their stages: state, cached or not, key numbers")
+    status.add_argument("run", nargs="?", metavar="RUN", help="a run id or its beginning (default: the latest runs)")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    status.add_argument("-n", type=int, default=10, metavar="N", help="how many runs (default: 10)")
+    status.set_defaults(command=_status)
+
+    export = commands.add_parser("export", help="write a run's placement in an engine's format")
+    export.add_argument("run", metavar="RUN")
+    export.add_argument("--to", required=True, choices=["sglang"], help="the engine")
+    export.add_argument("--out", required=True, metavar="FILE")
+    export.set_defaults(command=_export)
+
+    ui = commands.add_parser("ui", help="the MLflow UI on the tracking store, on this machine alone")
+    ui.add_argument("--port", type=int, default=5000)
+    ui.set_defaults(command=_ui)
+
+    doctor = commands.add_parser("doctor", help="what this machine can run, what is missing, and how to get it")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(command=_doctor)
+
+    for command in (status, export, ui, doctor):
+        command.add_argument("--tracking-uri", metavar="URI", help="the store (default: as `moesaic run` takes it)")
+        command.add_argument("--experiment", default="moesaic", help="the MLflow experiment (default: moesaic)")
+    return parser
+
+
+def _status(options: argparse.Namespace) -> int:
+    from pipeline.status import status
+
+    print(status(_store(options), options.run, options.n, as_json=options.json))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from pipeline.export import export
+
+    print(export(_store(options), options.run, options.to, Path(options.out)))
+    return 0
+
+
+def _ui(options: argparse.Namespace) -> int:
+    from pipeline.ui import serve
+
+    return serve(options.tracking_uri, options.port)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from pipeline.doctor import examine, render
+
+    findings = examine(options.tracking_uri)
+    print(render(findings, as_json=options.json))
+    return 0 if all(finding.ok for finding in findings if finding.needed) else 1
+
+
+def _store(options: argparse.Namespace) -> Store:
+    from pipeline.store import Store, tracking_uri
+
+    return Store(tracking_uri(options.tracking_uri), options.experiment, create=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

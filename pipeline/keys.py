@@ -1,0 +1,122 @@
+"""Checkpoint keys and manifests: what a stage's result depends on, and why a key differs from an earlier one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.code_digest import code_digest
+from pipeline.declaration import StageSpec
+from stages import paths
+from stages.errors import BadInput
+
+MAX_CHANGES = 3
+
+
+@dataclass(frozen=True)
+class KeyParts:
+    """All that a stage's result depends on. `inputs`: input or external file -> SHA-256 of its content."""
+
+    stage: str
+    code_digest: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    environment: Mapping[str, str]
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is stored beside a finished stage's files; the key follows from the other fields."""
+
+    stage: str
+    key: str
+    code_digest: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    environment: Mapping[str, str]
+    git: Mapping[str, Any]
+    started: str
+    seconds: float
+    machine: Mapping[str, Any] = field(default_factory=dict)
+
+    def parts(self) -> KeyParts:
+        return KeyParts(self.stage, self.code_digest, self.config, self.inputs, self.environment)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    paths.write_json(folder / paths.MANIFEST, asdict(manifest))
+
+
+def read_manifest(path: Path) -> Manifest:
+    return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def key_parts(spec: StageSpec, config: Any, inputs: Mapping[str, str]) -> KeyParts:
+    """`config`: the stage's config object; `inputs`: input name -> digest of the file it will read."""
+    digests = dict(inputs)
+    if hasattr(config, "external_files"):
+        for name, path in config.external_files().items():
+            if not Path(path).exists():
+                raise BadInput(f"{name}={path} does not exist.")
+            digests[name] = paths.sha256(Path(path))
+    key_config = config.key_config() if hasattr(config, "key_config") else asdict(config)
+    environment = config.environment() if hasattr(config, "environment") else {}
+    plain = json.loads(json.dumps(key_config))
+    return KeyParts(spec.name, code_digest(spec.target), plain, digests, dict(environment))
+
+
+def cacheable(config: Any) -> bool:
+    return bool(config.cacheable()) if hasattr(config, "cacheable") else True
+
+
+def difference(old: KeyParts, new: KeyParts) -> str:
+    """Why `new` has another key than `old`, in a few words."""
+    before, after = _flat(old.config), _flat(new.config)
+    changes = [
+        f"{name} {_word(before.get(name))} → {_word(after.get(name))}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+    reasons = []
+    if changes:
+        more = f" and {len(changes) - MAX_CHANGES} more" if len(changes) > MAX_CHANGES else ""
+        reasons.append("config: " + ", ".join(changes[:MAX_CHANGES]) + more)
+    if old.code_digest != new.code_digest:
+        reasons.append("code changed")
+    files = sorted(
+        name for name in old.inputs.keys() | new.inputs.keys() if old.inputs.get(name) != new.inputs.get(name)
+    )
+    if files:
+        reasons.append("input changed: " + ", ".join(files))
+    places = [
+        f"{name} {_word(old.environment.get(name))} → {_word(new.environment.get(name))}"
+        for name in sorted(old.environment.keys() | new.environment.keys())
+        if old.environment.get(name) != new.environment.get(name)
+    ]
+    if places:
+        reasons.append("environment: " + ", ".join(places))
+    return "; ".join(reasons) or "nothing changed"
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        if isinstance(item, Mapping):
+            flat.update(_flat(item, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = item
+    return flat
+
+
+def _word(value: Any) -> str:
+    text = "null" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "…"

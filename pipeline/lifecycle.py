@@ -1,0 +1,122 @@
+"""Runs that end badly: a heartbeat while one lives, signals that end it, and the reaper of those that are gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from pipeline.store import TAG, Store
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+MISSED_BEATS = 8
+ORPHAN = "The process that ran this is gone: marked as orphan by a later run."
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Not an Exception, so that nothing swallows it."""
+
+
+@contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Within the block SIGTERM raises `Terminated` in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        raise Terminated("ended by SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def birth_tags(heartbeat_seconds: float) -> dict[str, str]:
+    """Tags that tell later runs who this process is and until when to believe that it lives."""
+    pid = os.getpid()
+    return {
+        "host": _host(),
+        "pid": str(pid),
+        "pid_started": _process_start(pid) or "",
+        "heartbeat": f"{time.time():.0f}",
+        "heartbeat_seconds": f"{heartbeat_seconds:g}",
+    }
+
+
+@contextmanager
+def heartbeat(store: Store, run_id: str, seconds: float) -> Iterator[None]:
+    """Renew the heartbeat tag of a run from a thread while the block goes on."""
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(seconds):
+            try:
+                store.tag(run_id, {"heartbeat": f"{time.time():.0f}"})
+            except Exception:
+                continue
+
+    thread = threading.Thread(target=beat, daemon=True, name="moesaic-heartbeat")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def reap_orphans(store: Store) -> list[str]:
+    """Mark runs, and their stages, as KILLED whose process is gone; their ids."""
+    reaped = []
+    for run in store.search(f"attributes.status = 'RUNNING' and tags.`{TAG}kind` = 'run'", limit=1000):
+        if _alive(run):
+            continue
+        children = store.search(
+            f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{run.info.run_id}'", limit=1000
+        )
+        for orphan in (*children, run):
+            store.tag(orphan.info.run_id, {"orphan": "true"})
+            store.finish(orphan.info.run_id, "KILLED", ORPHAN)
+            reaped.append(orphan.info.run_id)
+    return reaped
+
+
+def _alive(run: Run) -> bool:
+    """A pid is trusted on its own host alone; elsewhere the heartbeat counts."""
+    tags = run.data.tags
+    if tags.get(f"{TAG}host") == _host():
+        started = _process_start(int(tags.get(f"{TAG}pid", "0")))
+        return started is not None and started == tags.get(f"{TAG}pid_started")
+    beat = float(tags.get(f"{TAG}heartbeat", "0"))
+    return time.time() - beat < MISSED_BEATS * float(tags.get(f"{TAG}heartbeat_seconds", "15"))
+
+
+def _host() -> str:
+    """This machine since its last boot, and the namespace that its pids are counted in."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        boot = namespace = ""
+    return f"{socket.gethostname()} {boot} {namespace}".strip()
+
+
+def _process_start(pid: int) -> str | None:
+    """When the process started, in clock ticks since boot; None if there is none. A zombie counts as gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else fields[19]

@@ -1,0 +1,150 @@
+"""What is written into the tracking store: a run with nested stage runs that tell their story without a download."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from pipeline import facts
+from pipeline.declaration import StageSpec
+from pipeline.keys import KeyParts
+from pipeline.lifecycle import Terminated
+from pipeline.store import NOTE, Store
+from pipeline.summary import Summary
+from stages import paths
+from stages.contract import StageResult
+from stages.errors import MoesaicError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+OVERRIDES = "overrides.yaml"
+DIFF = "git.diff"
+
+
+def start_run(store: Store, config: DictConfig, overrides: list[str], tags: Mapping[str, str]) -> str:
+    """A new run with its config, its overrides and the code's state. The id of the run."""
+    run_id = store.start(_name(config), {**tags, **_provenance()})
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    store.params(run_id, _flat({str(k): v for k, v in plain.items() if k != "pipeline"}))
+    with tempfile.TemporaryDirectory(prefix="moesaic-") as temporary:
+        folder = Path(temporary)
+        paths.write_text(folder / paths.CONFIG, OmegaConf.to_yaml(config, resolve=True))
+        paths.write_text(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(overrides)))
+        if diff := facts.git_diff():
+            paths.write_text(folder / DIFF, diff)
+        store.artifacts(run_id, folder)
+    return run_id
+
+
+def finish_run(store: Store, summary: Summary, directory: Path, status: str) -> None:
+    """Metrics of all stages, links to them, the summary, the note and the final status of a run."""
+    assert summary.run_id is not None
+    metrics = {
+        f"{stage}.{name}": value for stage, state in summary.stages.items() for name, value in state.metrics.items()
+    }
+    store.metrics(summary.run_id, metrics)
+    states = {
+        f"moesaic.stage.{name}": f"{state.state} {state.run_id or ''}".strip() for name, state in summary.stages.items()
+    }
+    store.tag(summary.run_id, {**states, "outcome": summary.status})
+    store.artifact(summary.run_id, directory / paths.SUMMARY)
+    store.finish(summary.run_id, status, _run_note(store, summary))
+
+
+@dataclass
+class StageRecord:
+    """The nested run of a stage that is running."""
+
+    store: Store
+    run_id: str
+
+    def keep(self, folder: Path, result: StageResult) -> None:
+        """Upload the stage's folder and log what it reported."""
+        self.store.metrics(self.run_id, result.metrics)
+        self.store.datasets(self.run_id, result.datasets)
+        self.store.artifacts(self.run_id, folder)
+        self.store.tag(self.run_id, {**result.tags, NOTE: result.note})
+
+
+@contextmanager
+def stage_run(store: Store, parent: str, spec: StageSpec, parts: KeyParts, why: str) -> Iterator[StageRecord]:
+    """A nested run that is FINISHED if the block ends well, else FAILED or KILLED with the cause as its note."""
+    tags = {
+        "kind": "stage",
+        "stage": spec.name,
+        "key": parts.key,
+        "code_digest": parts.code_digest,
+        "why": why,
+        **{f"moesaic.input.{name}": digest for name, digest in parts.inputs.items()},
+        **_provenance(),
+    }
+    run_id = store.start(spec.name, tags, parent)
+    try:
+        store.params(run_id, _flat(dict(parts.config)))
+        yield StageRecord(store, run_id)
+    except BaseException as error:
+        killed = isinstance(error, KeyboardInterrupt | Terminated | SystemExit)
+        cause = str(error) if isinstance(error, MoesaicError) else f"{type(error).__name__}: {error}"
+        note = error.result.note if isinstance(error, MoesaicError) and error.result else ""
+        store.finish(run_id, "KILLED" if killed else "FAILED", f"**{cause}**\n\n{note}")
+        raise
+    store.finish(run_id, "FINISHED")
+
+
+def save_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
+    for name, figure in figures.items():
+        (folder / paths.FIGURES).mkdir(exist_ok=True)
+        with paths.atomic(folder / paths.FIGURES / f"{name}.png") as temporary:
+            figure.savefig(temporary, dpi=110, metadata={"Software": None})
+
+
+def _provenance() -> dict[str, str]:
+    git = facts.git_facts()
+    tags = {
+        "mlflow.source.name": "moesaic",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": getpass.getuser(),
+        "version": facts.machine_facts()["packages"]["moesaic"],
+        "machine": facts.machine_facts()["host"],
+    }
+    if git:
+        tags |= {"mlflow.source.git.commit": git["commit"], "git_dirty": str(git["dirty"]).lower()}
+    return tags
+
+
+def _name(config: DictConfig) -> str:
+    """A name a person can read: the choices that matter most."""
+    parts = [OmegaConf.select(config, key) for key in ("model.name", "topology.name", "place.algorithm", "plan.policy")]
+    topology = f"{OmegaConf.select(config, 'topology.nodes')}x{OmegaConf.select(config, 'topology.gpus_per_node')}"
+    parts[1] = parts[1] if parts[1] and topology in str(parts[1]) else f"{parts[1]} ({topology})"
+    return " ".join(str(part) for part in parts if part)
+
+
+def _run_note(store: Store, summary: Summary) -> str:
+    lines = [f"**{summary.status}**" + (f": {summary.cause}" if summary.cause else ""), ""]
+    lines += ["| stage | state | why | run | key numbers |", "|---|---|---|---|---|"]
+    for name, state in summary.stages.items():
+        link = f"[{state.run_id[:8]}](#/experiments/{store.experiment_id}/runs/{state.run_id})" if state.run_id else ""
+        numbers = ", ".join(f"{metric} {value:.4g}" for metric, value in list(state.metrics.items())[:5])
+        lines.append(f"| {name} | {state.state} | {state.why} | {link} | {numbers} |")
+    return "\n".join(lines)
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, item in value.items():
+        if isinstance(item, Mapping):
+            flat.update(_flat(item, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = item if isinstance(item, str) else json.dumps(item)
+    return flat

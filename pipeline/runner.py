@@ -1,0 +1,215 @@
+"""Runs a declared pipeline: stage by stage, from checkpoints where there are some, recorded in the tracking store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from pipeline import facts, record
+from pipeline.checkpoint import Hit, Miss, look_up
+from pipeline.declaration import RunOptions, StageSpec, needed, selection
+from pipeline.keys import KeyParts, Manifest, cacheable, key_parts, write_manifest
+from pipeline.lifecycle import Terminated, birth_tags, heartbeat, reap_orphans, sigterm_raises
+from pipeline.schema import Root, check, stage_config
+from pipeline.store import Store, remove, tracking_uri
+from pipeline.summary import StageState, Summary, write_summary
+from stages import paths
+from stages.contract import Progress, StageResult, silent
+from stages.errors import MoesaicError
+
+INTERRUPTS = (KeyboardInterrupt, Terminated, SystemExit)
+
+
+@dataclass
+class Request:
+    """What to run and where. `say` gets one line a stage; `overrides` are kept for the record."""
+
+    config: DictConfig
+    directory: Path
+    overrides: list[str] = field(default_factory=list)
+    say: Callable[[str], None] = print
+    progress: Progress = silent
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def run_pipeline(request: Request) -> Summary:
+    """Run what the config asks for and leave `summary.json` in the directory. Raises what ended it, with the summary
+    written and the tracking run closed."""
+    root, specs = check(request.config)
+    first, last = selection(specs, root.run)
+    configs = {spec.name: stage_config(request.config, spec) for spec in specs[: last + 1]}
+    store = open_store(root)
+    reap_orphans(store)
+    request.directory.mkdir(parents=True, exist_ok=True)
+    for leftover in request.directory.glob(".*.partial"):
+        remove(leftover)
+    summary = Summary(run_id=None)
+    if root.run.dry_run:
+        _Walk(request, store, specs, configs, root.run, summary).go(first, last)
+        summary.conclude(dry_run=True)
+        write_summary(request.directory, summary)
+        return summary
+    beat = root.tracking.heartbeat_seconds
+    tags = {"kind": "run", "directory": str(request.directory.absolute()), **birth_tags(beat), **request.tags}
+    with sigterm_raises():
+        summary.run_id = record.start_run(store, request.config, request.overrides, tags)
+        with heartbeat(store, summary.run_id, beat), _closing(request, store, summary):
+            _Walk(request, store, specs, configs, root.run, summary).go(first, last)
+            summary.conclude(dry_run=False)
+    return summary
+
+
+def open_store(root: Root) -> Store:
+    options = root.tracking
+    return Store(tracking_uri(options.uri), options.experiment, options.artifact_location)
+
+
+@contextmanager
+def _closing(request: Request, store: Store, summary: Summary) -> Iterator[None]:
+    """Whatever happens inside, the summary is written and the run gets its status, its cause and its note."""
+    status = "FINISHED"
+    try:
+        yield
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, INTERRUPTS) else "FAILED"
+        summary.status = "failed"
+        summary.cause = str(error) if isinstance(error, MoesaicError) else f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        assert summary.run_id is not None
+        write_summary(request.directory, summary)
+        record.finish_run(store, summary, request.directory, status)
+
+
+@dataclass
+class _Walk:
+    """One pass over the stages. `manifests` holds what each stage left, by name, as far as it is known."""
+
+    request: Request
+    store: Store
+    specs: list[StageSpec]
+    configs: dict[str, Any]
+    run: RunOptions
+    summary: Summary
+    manifests: dict[str, Manifest] = field(default_factory=dict)
+
+    def go(self, first: int, last: int) -> None:
+        before = needed(self.specs, first, last)
+        for index, spec in enumerate(self.specs):
+            if first <= index <= last or spec.name in before:
+                self._stage(spec, asked=index >= first)
+            else:
+                self.summary.stages[spec.name] = StageState("skipped", "not asked for")
+
+    def _stage(self, spec: StageSpec, *, asked: bool) -> None:
+        unknown = [stage for stage, _ in spec.inputs.values() if stage not in self.manifests]
+        if unknown:  # only a dry run gets here: what comes before would run
+            self._note(spec, StageState("skipped", f"would run: waits for {', '.join(unknown)}"))
+            return
+        config = self.configs[spec.name]
+        digests = {name: self.manifests[stage].outputs[file] for name, (stage, file) in spec.inputs.items()}
+        parts = key_parts(spec, config, digests)
+        found = self._checkpoint(spec, parts, config)
+        if isinstance(found, Hit):
+            self.manifests[spec.name] = found.manifest
+            why = f"run {found.run_id[:8]}"
+            self._note(spec, StageState("cached", why, 0.0, found.run_id, parts.key, found.metrics))
+        elif not asked:
+            raise MoesaicError(
+                f"run.first or run.only leaves out {spec.name}, whose output is needed, and there is no finished "
+                f"{spec.name} run to take it from ({found.why}): run without it once."
+            )
+        elif self.run.dry_run:
+            self._note(spec, StageState("skipped", f"would run: {found.why}", key=parts.key))
+        else:
+            self._run(spec, config, parts, found.why)
+
+    def _checkpoint(self, spec: StageSpec, parts: KeyParts, config: Any) -> Hit | Miss:
+        if spec.name in self.run.force:
+            return Miss("forced")
+        if not cacheable(config):
+            return Miss("never cached with this config")
+        target = self.request.directory / spec.name
+        if self.run.dry_run:
+            target = self.request.directory / f".{spec.name}.partial"
+        try:
+            return look_up(self.store, parts, target)
+        finally:
+            if self.run.dry_run:
+                remove(target)
+
+    def _run(self, spec: StageSpec, config: Any, parts: KeyParts, why: str) -> None:
+        assert self.summary.run_id is not None
+        self.request.say(f"{spec.name:<8} runs    ({why})")
+        state = StageState("failed", why, key=parts.key)
+        self.summary.stages[spec.name] = state
+        partial = self.request.directory / f".{spec.name}.partial"
+        partial.mkdir(parents=True)
+        began = time.perf_counter()
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        with record.stage_run(self.store, self.summary.run_id, spec, parts, why) as stage:
+            state.run_id = stage.run_id
+            inputs = {name: self.request.directory / origin / file for name, (origin, file) in spec.inputs.items()}
+            try:
+                result = spec.function()(config, inputs, partial, self.request.progress)
+            except MoesaicError as error:
+                state.seconds = time.perf_counter() - began
+                if error.result is not None:
+                    state.metrics = dict(error.result.metrics)
+                    self._keep(partial, spec, stage, parts, error.result, started, state.seconds)
+                raise
+            state.seconds = time.perf_counter() - began
+            state.metrics = dict(result.metrics)
+            self.manifests[spec.name] = self._keep(partial, spec, stage, parts, result, started, state.seconds)
+        state.state = "ran"
+
+    def _keep(
+        self,
+        partial: Path,
+        spec: StageSpec,
+        stage: record.StageRecord,
+        parts: KeyParts,
+        result: StageResult,
+        started: str,
+        seconds: float,
+    ) -> Manifest:
+        """Move the working folder to its place, with a manifest, and upload it."""
+        missing = [file for file in {*spec.outputs, *result.files} if not (partial / file).is_file()]
+        if missing:
+            raise MoesaicError(f"The stage {spec.name} did not write {', '.join(sorted(missing))}.")
+        outputs = {file: paths.sha256(partial / file) for file in sorted({*spec.outputs, *result.files})}
+        manifest = Manifest(
+            stage=spec.name,
+            key=parts.key,
+            code_digest=parts.code_digest,
+            config=parts.config,
+            inputs=parts.inputs,
+            outputs=outputs,
+            environment=parts.environment,
+            git=facts.git_facts(),
+            started=started,
+            seconds=round(seconds, 3),
+            machine=facts.machine_facts(),
+        )
+        write_manifest(partial, manifest)
+        groups = OmegaConf.masked_copy(self.request.config, list(spec.groups))
+        paths.write_text(partial / paths.CONFIG, OmegaConf.to_yaml(groups, resolve=True))
+        record.save_figures(partial, result.figures)
+        target = self.request.directory / spec.name
+        remove(target)
+        partial.rename(target)
+        stage.keep(target, result)
+        return manifest
+
+    def _note(self, spec: StageSpec, state: StageState) -> None:
+        self.summary.stages[spec.name] = state
+        would_run = state.state == "skipped"
+        word, why = ("runs", state.why.removeprefix("would run: ")) if would_run else (state.state, state.why)
+        self.request.say(f"{spec.name:<8} {word:<7} ({why})")

@@ -1,0 +1,124 @@
+"""The config schema: dataclasses registered with Hydra, and a second look at the composed config.
+
+Hydra checks types while composing, but lets `+group.unknown=1` pass: so every group is merged once more into its
+dataclass, which also runs the dataclass's own checks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import conf
+from pipeline.declaration import PipelineOptions, RunOptions, StageDeclaration, StageSpec, read_declaration
+from stages.errors import BadInput
+
+CONF = Path(conf.__file__).parent
+
+
+@dataclass
+class TrackingOptions:
+    """`uri`: null takes MLFLOW_TRACKING_URI, or outputs/mlflow.db in the current folder.
+
+    `artifact_location`: null puts artifacts beside a local database, and leaves the choice to a server.
+    """
+
+    uri: str | None = None
+    experiment: str = "moesaic"
+    artifact_location: str | None = None
+    heartbeat_seconds: float = 15.0
+
+    def __post_init__(self) -> None:
+        if not self.heartbeat_seconds > 0:
+            raise BadInput(f"tracking.heartbeat_seconds={self.heartbeat_seconds} must be above 0.")
+        if not self.experiment.strip():
+            raise BadInput("tracking.experiment must not be empty.")
+
+
+@dataclass
+class Root:
+    """What every config has besides the groups of its stages."""
+
+    pipeline: PipelineOptions = field(default_factory=PipelineOptions)
+    tracking: TrackingOptions = field(default_factory=TrackingOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+ROOT_GROUPS: dict[str, type[Any]] = {"pipeline": PipelineOptions, "tracking": TrackingOptions, "run": RunOptions}
+
+
+def register() -> None:
+    """Store `<group>/schema` for every config group that a shipped pipeline gives to a stage."""
+    store = ConfigStore.instance()
+    for group, kind in {**ROOT_GROUPS, **_stage_groups()}.items():
+        store.store(group=group, name="schema", node=kind)
+
+
+def _stage_groups() -> dict[str, type[Any]]:
+    groups: dict[str, type[Any]] = {}
+    for file in sorted((CONF / "pipeline").glob("*.yaml")):
+        stages = yaml.safe_load(file.read_text(encoding="utf-8")).get("stages", {})
+        declared = PipelineOptions({name: StageDeclaration(**value) for name, value in stages.items()})
+        for spec in read_declaration(declared):
+            hints = typing.get_type_hints(spec.config_type())
+            groups |= {name: hint for name, hint in hints.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
+    return groups
+
+
+def check(config: DictConfig) -> tuple[Root, list[StageSpec]]:
+    """The checked root of a composed config and its stages. Raises `BadInput` with the full key of what is wrong."""
+    root = Root(**{name: _typed(kind, config.get(name), name) for name, kind in ROOT_GROUPS.items()})
+    specs = read_declaration(root.pipeline)
+    known = {*ROOT_GROUPS, *(group for spec in specs for group in spec.groups)}
+    shipped = {file.parent.name for file in CONF.glob("*/*.yaml")} | {"seed"}
+    for name in map(str, config):
+        if name not in known | shipped:
+            raise BadInput(f"{name} is not a known key; allowed are {', '.join(sorted(known | shipped))}.")
+    return root, specs
+
+
+def stage_config(config: DictConfig, spec: StageSpec) -> Any:
+    """The config object of one stage: its groups, merged into the dataclass it declares."""
+    missing = [group for group in spec.groups if group not in config]
+    if missing:
+        raise BadInput(f"pipeline.stages.{spec.name}.config names {missing[0]}, which the config does not have.")
+    return _typed(spec.config_type(), {group: config[group] for group in spec.groups}, "")
+
+
+def _typed(kind: type[Any], value: Any, prefix: str) -> Any:
+    plain = OmegaConf.create({} if value is None else value)
+    try:
+        # As a plain container: a typed node would bring along the keys that `+` added to it.
+        container = OmegaConf.to_container(plain, resolve=True)
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), container))
+    except OmegaConfBaseException as error:
+        raise BadInput(sentence(error, prefix)) from error
+
+
+EXPECTED = {
+    "Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "a text",
+}  # fmt: skip
+
+
+def sentence(error: OmegaConfBaseException, prefix: str = "") -> str:
+    """One sentence for what OmegaConf found wrong: the full key, the value, and what is allowed."""
+    key = ".".join(filter(None, [prefix, error.full_key or ""]))
+    text: str = str(error.msg or error).split("\n")[0]
+    for kind, words in EXPECTED.items():
+        if text.endswith(f"could not be converted to {kind}"):
+            value: str = text.split("'")[1]
+            return f"{key}={value} is wrong: {words} is expected."
+    if "is not a ListConfig" in text:
+        return f"{key} is wrong: a list is expected, like [first,second]."
+    if "not in" in text and dataclasses.is_dataclass(error.object_type):
+        allowed = ", ".join(f.name for f in dataclasses.fields(error.object_type))
+        return f"{key} is not a known key; allowed are {allowed}."
+    return f"{key}: {text}" if key and key not in text else text

@@ -1,0 +1,112 @@
+"""`moesaic status`: the latest runs, or one run with its stages."""
+
+from __future__ import annotations
+
+import io
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pipeline.store import TAG, Store
+from stages.errors import BadInput
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+KEY_NUMBERS = {
+    "collect": ("windows", "tokens", "imbalance"),
+    "place": ("balancedness_before", "balancedness", "balancedness_worst_layer", "moved_slots"),
+    "plan": ("same_node_bytes", "cross_node_bytes", "predicted_seconds"),
+    "update": ("update_seconds", "effective_gb_per_s", "link_efficiency"),
+    "verify": ("checksums_compared", "mismatches"),
+}
+FIRST_METRICS = 4
+
+
+def status(store: Store, prefix: str | None, limit: int, *, as_json: bool) -> str:
+    """Text (or JSON) about the run that `prefix` begins, or the latest `limit` runs."""
+    if prefix is not None:
+        value = describe(store, _pipeline_run(store, prefix), stages=True)
+        return json.dumps(value, indent=1) if as_json else _one(value)
+    runs = [describe(store, run) for run in store.search(f"tags.`{TAG}kind` = 'run'", limit=limit)]
+    return json.dumps(runs, indent=1) if as_json else _many(runs)
+
+
+def describe(store: Store, run: Run, *, stages: bool = False) -> dict[str, Any]:
+    """What the store knows of a pipeline run, and of its stages if asked for."""
+    tags, metrics = run.data.tags, run.data.metrics
+    value: dict[str, Any] = {
+        "run_id": run.info.run_id,
+        "name": run.info.run_name,
+        "status": tags.get(f"{TAG}outcome", run.info.status.lower()),
+        "mlflow_status": run.info.status,
+        "started": datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="seconds"),
+        "directory": tags.get(f"{TAG}directory"),
+        "stages": {},
+    }
+    prefix = f"{TAG}stage."
+    states = {name.removeprefix(prefix): text for name, text in tags.items() if name.startswith(prefix)}
+    for name, text in states.items():
+        state, _, made_by = text.partition(" ")
+        value["stages"][name] = {
+            "state": state,
+            "run_id": made_by or None,
+            "metrics": {k.removeprefix(f"{name}."): v for k, v in metrics.items() if k.startswith(f"{name}.")},
+        }
+    if stages and not states:  # still running, or killed before it could say
+        for child in store.search(f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"):
+            value["stages"][child.data.tags[f"{TAG}stage"]] = {
+                "state": child.info.status.lower(),
+                "run_id": child.info.run_id,
+                "metrics": child.data.metrics,
+            }
+    return value
+
+
+def _pipeline_run(store: Store, prefix: str) -> Run:
+    run = store.find(prefix)
+    if run.data.tags.get(f"{TAG}kind") == "stage":
+        return store.run(run.data.tags["mlflow.parentRunId"])
+    if run.data.tags.get(f"{TAG}kind") != "run":
+        raise BadInput(f"{prefix} is no run of moesaic.")
+    return run
+
+
+def _many(runs: list[dict[str, Any]]) -> str:
+    from rich.table import Table
+
+    if not runs:
+        return "No runs yet."
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "started", "status", "what", "stages (* cached)"):
+        table.add_column(column)
+    for run in runs:
+        stages = " ".join(
+            name + {"cached": "*", "failed": "!", "skipped": "-"}.get(stage["state"], "")
+            for name, stage in run["stages"].items()
+        )
+        table.add_row(run["run_id"][:8], run["started"].replace("+00:00", "Z"), run["status"], run["name"], stages)
+    return _text(table)
+
+
+def _one(run: dict[str, Any]) -> str:
+    from rich.table import Table
+
+    head = f"{run['run_id']}  {run['status']}\n{run['name']}, started {run['started']}\nfiles: {run['directory']}\n"
+    table = Table(box=None, pad_edge=False)
+    for column in ("stage", "state", "run", "key numbers"):
+        table.add_column(column)
+    for name, stage in run["stages"].items():
+        metrics = stage["metrics"]
+        names = [m for m in KEY_NUMBERS.get(name, tuple(metrics)[:FIRST_METRICS]) if m in metrics]
+        numbers = ", ".join(f"{metric} {metrics[metric]:.6g}" for metric in names)
+        table.add_row(name, stage["state"], (stage["run_id"] or "")[:8], numbers)
+    return head + _text(table)
+
+
+def _text(table: Any) -> str:
+    from rich.console import Console
+
+    out = io.StringIO()
+    Console(file=out, width=180).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

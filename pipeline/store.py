@@ -1,0 +1,223 @@
+"""The tracking store: one MLflow experiment, seen through what the pipeline needs of it.
+
+Only the client API is used: no active run, nothing global, so that several runs can go on in one process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
+
+from filelock import FileLock
+
+from stages.contract import Dataset
+from stages.errors import BadInput, MoesaicError
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+logging.getLogger("alembic").setLevel(logging.WARNING)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+DEFAULT_STORE = Path("outputs/mlflow.db")
+SQLITE = "sqlite:///"
+TAG = "moesaic."
+NOTE = "mlflow.note.content"
+TAG_LIMIT = 5_000
+PARAM_LIMIT = 6_000
+BATCH = 100
+
+
+def tracking_uri(configured: str | None = None) -> str:
+    """The configured URI, else MLFLOW_TRACKING_URI, else the SQLite file in the current folder."""
+    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{DEFAULT_STORE.absolute()}"
+    if uri.startswith(SQLITE):
+        return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}"
+    return uri
+
+
+class Store:
+    """`experiment_id` is that of the experiment named; runs are MLflow runs with `moesaic.*` tags."""
+
+    def __init__(self, uri: str, experiment: str, artifact_location: str | None = None, *, create: bool = True) -> None:
+        self.uri = uri
+        self.experiment = experiment
+        if uri.startswith(SQLITE):
+            path = Path(uri.removeprefix(SQLITE))
+            if not create and not path.exists():
+                raise BadInput(
+                    f"There is no tracking store at {path}: run `moesaic run` first, or set MLFLOW_TRACKING_URI."
+                )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            artifact_location = artifact_location or (path.parent.absolute() / "mlartifacts").as_uri()
+            # The first client migrates the schema and names the experiment; several at once would break both.
+            with FileLock(path.with_suffix(".lock")):
+                self.experiment_id = self._experiment(artifact_location, create)
+        else:
+            self.experiment_id = self._experiment(artifact_location, create)
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        from mlflow import MlflowClient
+
+        return MlflowClient(self.uri)
+
+    def _experiment(self, artifact_location: str | None, create: bool) -> str:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = self.client.get_experiment_by_name(self.experiment)
+            if found is None and create:
+                try:
+                    return str(self.client.create_experiment(self.experiment, artifact_location))
+                except MlflowException:  # another process was first
+                    found = self.client.get_experiment_by_name(self.experiment)
+        except MlflowException as error:
+            raise MoesaicError(f"The tracking store {safe_uri(self.uri)} does not answer: {_line(error)}") from error
+        if found is None:
+            raise BadInput(f"The tracking store has no experiment {self.experiment!r} yet: run `moesaic run` first.")
+        if found.lifecycle_stage != "active":
+            raise BadInput(
+                f"The experiment {self.experiment!r} was deleted in MLflow: restore it or set tracking.experiment."
+            )
+        return str(found.experiment_id)
+
+    def start(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
+        """The id of a new RUNNING run. Tags without a dot get the prefix `moesaic.`."""
+        all_tags = _tags(tags)
+        if parent is not None:
+            all_tags["mlflow.parentRunId"] = parent
+        return str(self.client.create_run(self.experiment_id, tags=all_tags, run_name=name).info.run_id)
+
+    def finish(self, run_id: str, status: str, note: str | None = None) -> None:
+        if note is not None:
+            self.tag(run_id, {NOTE: note})
+        self.client.set_terminated(run_id, status)
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in _tags(tags).items()], synchronous=True)
+
+    def params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        items = [Param(name, str(value)[:PARAM_LIMIT]) for name, value in params.items()]
+        for start in range(0, len(items), BATCH):
+            self.client.log_batch(run_id, params=items[start : start + BATCH], synchronous=True)
+
+    def metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        items = [Metric(name, float(value), now, 0) for name, value in metrics.items()]
+        if items:
+            self.client.log_batch(run_id, metrics=items, synchronous=True)
+
+    def datasets(self, run_id: str, datasets: Iterable[Dataset]) -> None:
+        import json
+
+        from mlflow.entities import Dataset as Entity
+        from mlflow.entities import DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(
+                Entity(
+                    name=item.name,
+                    digest=item.sha256[:36],
+                    source_type="external",
+                    source=json.dumps({"uri": item.source, "sha256": item.sha256}),
+                    profile=json.dumps(dict(item.profile)),
+                ),
+                [InputTag("mlflow.data.context", "loads")],
+            )
+            for item in datasets
+        ]
+        if inputs:
+            self.client.log_inputs(run_id, inputs)
+
+    def artifacts(self, run_id: str, folder: Path) -> None:
+        """Upload all files below `folder`."""
+        self.client.log_artifacts(run_id, str(folder))
+
+    def artifact(self, run_id: str, file: Path, folder: str | None = None) -> None:
+        self.client.log_artifact(run_id, str(file), folder)
+
+    def run(self, run_id: str) -> Run:
+        return self.client.get_run(run_id)
+
+    def find(self, prefix: str) -> Run:
+        """The run whose id is or begins with `prefix`."""
+        if not prefix or not all(c in "0123456789abcdef" for c in prefix):
+            raise BadInput(f"{prefix!r} is no run id: it is the beginning of one, in hexadecimal digits.")
+        found = self.search(f"attributes.run_id LIKE '{prefix}%'", limit=2)
+        if not found:
+            raise BadInput(f"No run of the experiment {self.experiment!r} has an id that begins with {prefix}.")
+        if len(found) > 1:
+            raise BadInput(f"More than one run has an id that begins with {prefix}: give more of it.")
+        return found[0]
+
+    def search(self, query: str, limit: int = 100) -> list[Run]:
+        """Newest first."""
+        return list(
+            self.client.search_runs(
+                [self.experiment_id], query, max_results=limit, order_by=["attributes.start_time DESC"]
+            )
+        )
+
+    def fetch(self, run: Run, file: str, folder: Path) -> Path | None:
+        """A local path of an artifact of `run`: where it lies if the store is local, else a download into `folder`."""
+        local = local_folder(run)
+        if local is not None:
+            path = local / file
+            return path if path.is_file() else None
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return Path(self.client.download_artifacts(run.info.run_id, file, str(folder)))
+        except (MlflowException, OSError):
+            return None
+
+
+def local_folder(run: Run) -> Path | None:
+    """Where the artifacts of `run` lie, if that is on this machine."""
+    uri = urlparse(run.info.artifact_uri)
+    return Path(unquote(uri.path)) if uri.scheme in ("", "file") else None
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`: a hard link, or a symbolic one where file systems differ."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        target.symlink_to(source)
+
+
+def remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def safe_uri(uri: str) -> str:
+    """`uri` without a password."""
+    parsed = urlparse(uri)
+    return uri.replace(f":{parsed.password}@", ":***@") if parsed.password else uri
+
+
+def _tags(tags: Mapping[str, str]) -> dict[str, str]:
+    return {(name if "." in name else TAG + name): str(value)[:TAG_LIMIT] for name, value in tags.items()}
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:300]

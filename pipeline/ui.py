@@ -1,0 +1,35 @@
+"""`moesaic ui`: MLflow's own UI on the configured store, reachable from this machine alone."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+from pipeline.store import Store, safe_uri, tracking_uri
+from stages.errors import BadInput
+
+
+def serve(uri: str | None, port: int) -> int:
+    """Serve until interrupted. A tracking server is a UI itself: then its address is all there is to say."""
+    store_uri = tracking_uri(uri)
+    if store_uri.startswith(("http://", "https://")):
+        sys.stdout.write(f"The tracking server serves its own UI: {safe_uri(store_uri)}\n")
+        return 0
+    Store(store_uri, "moesaic", create=False)  # one clear sentence if there is no store
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise BadInput(f"Port {port} is in use: choose another with --port.")
+    sys.stdout.write(f"The MLflow UI: http://127.0.0.1:{port} (Ctrl-C ends it)\n")
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store_uri]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    server = subprocess.Popen(command, env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"})
+    try:
+        return server.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        server.terminate()
+        server.wait()

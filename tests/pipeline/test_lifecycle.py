@@ -1,0 +1,137 @@
+"""Runs that end badly: signals, orphans, heartbeats, and two runs at once. Real processes against real SQLite."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from pipeline.lifecycle import birth_tags, heartbeat, reap_orphans
+from pipeline.store import Store
+from pipeline.summary import read_summary
+
+from tests.pipeline.conftest import Toy
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(folder: Path, *overrides: str, name: str = "other") -> subprocess.Popen[str]:
+    """The toy pipeline in a process of its own."""
+    code = f"""
+        from pathlib import Path
+        from tests.pipeline.conftest import Toy
+        Toy(Path({str(folder)!r}))(*{list(overrides)!r}, directory=Path({str(folder / name)!r}))
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def end(process: subprocess.Popen[str], number: int) -> str:
+    process.send_signal(number)
+    return process.communicate(timeout=30)[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_marks_the_run_killed_at_once(toy: Toy, number: int) -> None:
+    process = start(toy.folder, "double.fail=wait")
+    wait_for(toy.folder / "other" / "waiting", process)
+    end(process, number)
+    assert process.returncode != 0
+    summary = read_summary(toy.folder / "other" / "summary.json")
+    assert summary.status == "failed"
+    assert toy.store.run(str(summary.run_id)).info.status == "KILLED"
+    assert toy.store.run(str(summary.stages["double"].run_id)).info.status == "KILLED"
+    assert toy.states(toy()) == {"make": "cached", "double": "ran", "sum": "ran"}
+
+
+def test_after_kill_9_the_next_run_continues_and_marks_the_orphan(toy: Toy) -> None:
+    process = start(toy.folder, "double.fail=kill")
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    left = toy.store.search("attributes.status = 'RUNNING'")
+    assert len(left) == 2  # the run and its stage
+    summary = toy()
+    assert toy.states(summary) == {"make": "cached", "double": "ran", "sum": "ran"}
+    assert toy.store.search("attributes.status = 'RUNNING'") == []
+    for run in left:
+        gone = toy.store.run(run.info.run_id)
+        assert gone.info.status == "KILLED"
+        assert gone.data.tags["moesaic.orphan"] == "true"
+        assert "marked as orphan" in gone.data.tags["mlflow.note.content"]
+
+
+def test_a_live_run_of_this_host_is_never_touched(toy: Toy) -> None:
+    process = start(toy.folder, "double.fail=wait")
+    try:
+        wait_for(toy.folder / "other" / "waiting", process)
+        toy("make.count=7")
+        assert len(toy.store.search("attributes.status = 'RUNNING'")) == 2
+    finally:
+        end(process, signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("change", "reaped"),
+    [
+        ({}, False),
+        ({"host": "elsewhere"}, False),
+        ({"host": "elsewhere", "heartbeat": "1000"}, True),
+        ({"host": "elsewhere", "pid": "1"}, False),
+        ({"pid_started": "1"}, True),
+        ({"pid": "999999999"}, True),
+        ({"heartbeat": "1000"}, False),
+    ],
+    ids=str,
+)
+def test_who_counts_as_an_orphan(toy: Toy, change: dict[str, str], reaped: bool) -> None:
+    store = toy.store
+    run_id = store.start("a run", {"kind": "run", **birth_tags(15), **change})
+    assert reap_orphans(store) == ([run_id] if reaped else [])
+    assert store.run(run_id).info.status == ("KILLED" if reaped else "RUNNING")
+
+
+def test_a_foreign_run_is_left_alone(toy: Toy) -> None:
+    other = toy.store.client.create_run(toy.store.experiment_id).info.run_id
+    assert reap_orphans(toy.store) == []
+    assert toy.store.run(other).info.status == "RUNNING"
+
+
+def test_the_heartbeat_is_renewed_while_the_run_lives(toy: Toy) -> None:
+    store = toy.store
+    run_id = store.start("a run", {"kind": "run", **birth_tags(0.05), "heartbeat": "1"})
+    with heartbeat(store, run_id, 0.05):
+        deadline = time.monotonic() + 20
+        while store.run(run_id).data.tags["moesaic.heartbeat"] == "1":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert float(store.run(run_id).data.tags["moesaic.heartbeat"]) > 1e9
+
+
+def test_four_runs_at_once_on_a_fresh_store(tmp_path: Path) -> None:
+    """The first to come migrates the schema and names the experiment; all land in it."""
+    (tmp_path / "outputs").mkdir()
+    processes = [start(tmp_path, f"seed={n % 2}", name=f"run{n}") for n in range(4)]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    store = Store(f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}", "moesaic")
+    runs = store.search("tags.`moesaic.kind` = 'run'")
+    assert len(runs) == 4
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for number in range(4):
+        assert read_summary(tmp_path / f"run{number}" / "summary.json").status == "done"

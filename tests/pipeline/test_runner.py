@@ -1,0 +1,238 @@
+"""The runner on a toy pipeline: checkpoints, reasons, parts of the pipeline, failures, and what the store then holds."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from pipeline.summary import read_summary
+from stages.errors import BadInput, Corruption, MoesaicError
+
+from tests.pipeline.conftest import Toy
+
+ALL_RAN = {"make": "ran", "double": "ran", "sum": "ran"}
+ALL_CACHED = {"make": "cached", "double": "cached", "sum": "cached"}
+
+
+def test_runs_then_takes_everything_from_checkpoints(toy: Toy) -> None:
+    first = toy()
+    assert toy.states(first) == ALL_RAN
+    assert toy.lines == ["make     runs    (first run)", "double   runs    (first run)", "sum      runs    (first run)"]
+    assert first.status == "done"
+    second = toy()
+    assert toy.states(second) == ALL_CACHED
+    assert second.run_id != first.run_id
+    for name, stage in second.stages.items():
+        assert stage.run_id == first.stages[name].run_id
+        assert stage.metrics == first.stages[name].metrics
+        assert stage.why == f"run {str(stage.run_id)[:8]}"
+    assert second.stages["double"].metrics == {"total": 6.0}
+    assert json.loads((toy.directory / "sum" / "sum.json").read_text()) == 6.0
+
+
+def test_cached_outputs_are_links_into_the_store(toy: Toy) -> None:
+    first = toy()
+    toy()
+    run = toy.store.run(str(first.stages["sum"].run_id))
+    stored = Path(run.info.artifact_uri.removeprefix("file://")) / "sum.json"
+    assert os.path.samefile(toy.directory / "sum" / "sum.json", stored)
+
+
+@pytest.mark.parametrize(
+    ("override", "states", "why"),
+    [
+        ("make.count=4", {"make": "ran", "double": "ran", "sum": "ran"}, "config: make.count 3 → 4"),
+        ("seed=1", {"make": "ran", "double": "ran", "sum": "ran"}, "config: seed 0 → 1"),
+        ("double.factor=3", {"make": "cached", "double": "ran", "sum": "ran"}, "config: double.factor 2.0 → 3.0"),
+        ("make.label=other", ALL_CACHED, None),
+        ("double.fail=never", {"make": "cached", "double": "ran", "sum": "cached"}, "never cached with this config"),
+        ("run.force=[double]", {"make": "cached", "double": "ran", "sum": "cached"}, "forced"),
+    ],
+)
+def test_what_changes_a_result_runs_again_and_says_why(
+    toy: Toy, override: str, states: dict[str, str], why: str | None
+) -> None:
+    toy()
+    summary = toy(override)
+    assert toy.states(summary) == states
+    reasons = [stage.why for stage in summary.stages.values() if stage.state == "ran"]
+    assert reasons[:1] == ([why] if why else [])
+    if len(reasons) > 1:
+        assert reasons[1].startswith("input changed: ")
+
+
+def test_an_external_file_counts_by_content_not_by_path(toy: Toy, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    (tmp_path / "b").write_text("x")
+    toy(f"make.path={tmp_path / 'a'}")
+    assert toy(f"make.path={tmp_path / 'b'}").stages["make"].state == "cached"
+    (tmp_path / "b").write_text("y")
+    changed = toy(f"make.path={tmp_path / 'b'}")
+    assert (changed.stages["make"].state, changed.stages["make"].why) == ("ran", "input changed: make.path")
+    with pytest.raises(BadInput, match=r"make\.path=.*gone does not exist"):
+        toy(f"make.path={tmp_path / 'gone'}")
+
+
+def test_the_environment_is_in_the_key(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy()
+    monkeypatch.setenv("TOY_DEVICE", "H100")
+    summary = toy()
+    assert summary.stages["double"].why == "environment: device cpu → H100"
+
+
+@pytest.mark.parametrize("file", ["sum.json", "manifest.json"])
+@pytest.mark.parametrize("harm", ["gone", "changed"])
+def test_a_checkpoint_whose_artifact_was_harmed_is_not_used(toy: Toy, file: str, harm: str) -> None:
+    first = toy()
+    run_id = str(first.stages["sum"].run_id)
+    stored = Path(toy.store.run(run_id).info.artifact_uri.removeprefix("file://")) / file
+    if harm == "gone":
+        stored.unlink()
+    else:
+        stored.write_text(stored.read_text().replace("6", "7"))
+    summary = toy()
+    assert toy.states(summary) == {"make": "cached", "double": "cached", "sum": "ran"}
+    assert summary.stages["sum"].why.startswith(f"artifact {file} of run {run_id[:8]} ")
+    assert toy.states(toy()) == ALL_CACHED
+
+
+@pytest.mark.parametrize(
+    ("overrides", "states"),
+    [
+        (["run.last=make"], {"make": "ran", "double": "skipped", "sum": "skipped"}),
+        (["run.only=make"], {"make": "ran", "double": "skipped", "sum": "skipped"}),
+    ],
+)
+def test_a_part_of_the_pipeline(toy: Toy, overrides: list[str], states: dict[str, str]) -> None:
+    assert toy.states(toy(*overrides)) == states
+
+
+def test_first_takes_what_comes_before_from_checkpoints(toy: Toy) -> None:
+    with pytest.raises(MoesaicError, match="leaves out make, whose output is needed"):
+        toy("run.first=double")
+    toy("run.last=double")
+    assert toy.states(toy("run.first=sum")) == {"make": "cached", "double": "cached", "sum": "ran"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["run.first=nothing"], "run.first=nothing is no stage; the stages are make, double, sum."),
+        (["run.force=[x]"], "run.force=x is no stage"),
+        (["run.first=sum", "run.last=make"], "run.first=sum comes after run.last=make."),
+        (["run.only=sum", "run.last=make"], "run.only cannot be combined"),
+        (["make.count=0"], "make.count=0 is not possible"),
+        (["make.count=many"], "make.count=many is wrong: a whole number is expected."),
+        (["make.kount=1"], "make.kount is not a known key; allowed are count, path, label."),
+        (["tracking.heartbeat_seconds=0"], "tracking.heartbeat_seconds=0.0 must be above 0."),
+        (["nonsense=1"], "nonsense is not a known key"),
+        (["run.dry=true"], "run.dry is not a known key; allowed are first, last, only, force, dry_run."),
+        (["pipeline.stages.double.inputs.numbers=make/x"], "is no output of an earlier stage; there are make/numbers.json"),
+        (["pipeline.stages.sum.target=no.such.thing"], "pipeline.stages.sum.target=no.such.thing cannot be imported"),
+    ],
+)
+def test_bad_config_gets_one_sentence_with_the_full_key(toy: Toy, overrides: list[str], message: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        toy(*overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dry_run_runs_nothing_and_says_what_would(toy: Toy) -> None:
+    summary = toy("run.dry_run=true")
+    assert summary.status == "dry_run"
+    assert summary.run_id is None
+    assert toy.lines == [
+        "make     runs    (first run)",
+        "double   runs    (waits for make)",
+        "sum      runs    (waits for double)",
+    ]
+    assert not (toy.directory / "make").exists()
+    toy("run.last=make")
+    assert toy.states(toy("run.dry_run=true")) == {"make": "cached", "double": "skipped", "sum": "skipped"}
+    assert toy.store.search("attributes.status = 'RUNNING'") == []
+
+
+@pytest.mark.parametrize(
+    ("fail", "error", "cause", "status"),
+    [
+        ("error", MoesaicError, "The double stage was told to fail.", "FAILED"),
+        ("crash", ZeroDivisionError, "ZeroDivisionError: a bug", "FAILED"),
+        ("corrupt", Corruption, "One number is wrong.", "FAILED"),
+        ("forget", MoesaicError, "The stage double did not write doubled.json.", "FAILED"),
+    ],
+)
+def test_a_failure_is_recorded_with_its_cause(
+    toy: Toy, fail: str, error: type[Exception], cause: str, status: str
+) -> None:
+    with pytest.raises(error):
+        toy(f"double.fail={fail}")
+    summary = read_summary(toy.directory / "summary.json")
+    assert (summary.status, summary.cause) == ("failed", cause)
+    assert toy.states(summary) == {"make": "ran", "double": "failed"}
+    assert summary.run_id
+    run = toy.store.run(summary.run_id)
+    assert run.info.status == status
+    assert cause in run.data.tags["mlflow.note.content"]
+    stage = toy.store.run(str(summary.stages["double"].run_id))
+    assert stage.info.status == status
+    assert cause in stage.data.tags["mlflow.note.content"]
+    again = toy()
+    assert toy.states(again) == {"make": "cached", "double": "ran", "sum": "ran"}
+
+
+def test_a_corrupt_result_keeps_its_files_for_the_record(toy: Toy) -> None:
+    with pytest.raises(Corruption):
+        toy("double.fail=corrupt")
+    summary = read_summary(toy.directory / "summary.json")
+    assert (toy.directory / "double" / "doubled.json").exists()
+    stage = toy.store.run(str(summary.stages["double"].run_id))
+    assert stage.data.metrics == {"total": 6.0}
+    names = {item.path for item in toy.store.client.list_artifacts(stage.info.run_id)}
+    assert {"doubled.json", "manifest.json"} <= names
+
+
+def test_a_sixth_stage_or_one_less_is_config_alone(toy: Toy) -> None:
+    more = (
+        "pipeline.stages.again={target: tests.pipeline.toy.stages.add_up, "
+        "inputs: {doubled: double/doubled.json}, outputs: [sum.json]}"
+    )
+    assert toy.states(toy(more)) == {**ALL_RAN, "again": "ran"}
+    assert json.loads((toy.directory / "again" / "sum.json").read_text()) == 6.0
+
+
+def test_the_store_tells_the_story(toy: Toy) -> None:
+    summary = toy("make.count=2")
+    store = toy.store
+    run = store.run(str(summary.run_id))
+    assert run.info.status == "FINISHED"
+    assert run.data.params["make.count"] == "2"
+    assert run.data.metrics["double.total"] == 2.0
+    assert run.data.tags["moesaic.outcome"] == "done"
+    assert "| sum | ran | first run |" in run.data.tags["mlflow.note.content"]
+    children = {r.info.run_name: r for r in store.search(f"tags.`mlflow.parentRunId` = '{summary.run_id}'")}
+    assert set(children) == {"make", "double", "sum"}
+    make = children["make"]
+    assert make.data.tags["mlflow.note.content"] == "**made**"
+    assert make.data.tags["moesaic.odd"] == "1"
+    assert make.inputs.dataset_inputs[0].dataset.name == "numbers"
+    artifacts = {item.path for item in store.client.list_artifacts(children["sum"].info.run_id)}
+    assert artifacts == {"sum.json", "figures", "manifest.json", "config.yaml"}
+    figures = {item.path for item in store.client.list_artifacts(children["sum"].info.run_id, "figures")}
+    assert figures == {"figures/line.png"}
+    top = {item.path for item in store.client.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "overrides.yaml", "summary.json"} <= top
+    manifest = json.loads((toy.directory / "sum" / "manifest.json").read_text())
+    wanted = {"stage", "key", "code_digest", "config", "inputs", "outputs", "environment", "git", "started", "seconds"}
+    assert wanted <= set(manifest)
+    assert manifest["inputs"]["doubled"] == json.loads((toy.directory / "double" / "manifest.json").read_text())["outputs"]["doubled.json"]
+
+
+def test_the_same_folder_can_be_used_again(toy: Toy, tmp_path: Path) -> None:
+    toy(directory=tmp_path / "same")
+    (tmp_path / "same" / ".double.partial").mkdir()
+    assert toy.states(toy(directory=tmp_path / "same")) == ALL_CACHED
+    assert toy.states(toy("make.count=5", directory=tmp_path / "same")) == ALL_RAN
+    assert not list((tmp_path / "same").glob(".*.partial"))
