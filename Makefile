@@ -1,0 +1,48 @@
+# moesaic: `make demo` runs the main job, `make test` the tests; both install into .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev demo test coverage check format bench-place clean
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+install: .venv/installed  ## moesaic into .venv
+
+install-dev: .venv/installed-dev  ## … with what tests and checks need
+
+demo: install  ## the main job on real loads: 2 nodes × 4 GPUs as 8 ranks on this machine's CPU
+	$(BIN)/moesaic run
+
+test: install-dev  ## all tests that need no GPU
+	$(BIN)/pytest -n 2 --dist worksteal
+
+coverage: install-dev  ## the tests, with the coverage of stages and pipeline
+	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90
+
+check: install-dev  ## formatting, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install-dev  ## put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-place: install-dev  ## EPLB against the published loops
+	$(BIN)/python -m tests.bench.bench_eplb
+
+clean:  ## remove what runs and tools left (not the runs in outputs)
+	rm -rf .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis .coverage* dist build
