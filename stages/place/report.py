@@ -1,0 +1,142 @@
+"""What a placement is worth: its metrics, its figures, and its story in Markdown.
+
+Only what the stage's key holds may appear here, since a cached result is shown for every config with that key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from stages import figures
+from stages.balance import balancedness_per_layer, engine_metrics, gpu_load, lower_bound
+from stages.expert_map import duplicate_replicas, moved_slots, replica_counts
+from stages.load import LoadStats
+from stages.place.algorithms import Solver
+from stages.placement import Placement
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Floats = npt.NDArray[np.float64]
+
+ENGINE_METRICS = {
+    "sglang_mean_over_max": "SGLang: mean / max, mean of layers (1 is perfect)",
+    "vllm_sum_mean_over_sum_max": "vLLM: sum of means / sum of maxima (1 is perfect)",
+    "tensorrt_llm_excess": "TensorRT-LLM: (max − mean) / mean, mean of layers (0 is perfect)",
+    "ascend_max_over_mean": "vLLM-Ascend: max / mean, mean of layers (1 is perfect)",
+}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A placement under the loads it was made for. `before`, `after`: GPU loads `[L, R]` in tokens; `next_window`:
+    balancedness of the later half of the windows under a placement from the earlier half, if there are two windows."""
+
+    placement: Placement
+    ranks: int
+    before: Floats
+    after: Floats
+    optimality_gap: float
+    next_window: float | None
+
+    def metrics(self) -> dict[str, float]:
+        per_layer = balancedness_per_layer(self.after)
+        new, current, experts = self.placement.physical_to_logical_map, self.placement.current, self.placement.experts
+        metrics = {
+            "balancedness": float(per_layer.mean()),
+            "balancedness_worst_layer": float(per_layer.min()),
+            "balancedness_before": float(balancedness_per_layer(self.before).mean()),
+            "optimality_gap": self.optimality_gap,
+            "moved_slots": float(moved_slots(current, new, experts, self.ranks)),
+            "duplicate_replicas": float(duplicate_replicas(new, experts, self.ranks)),
+            "redundant_experts_used": float(self.placement.slots - experts),
+        }
+        if self.next_window is not None:
+            metrics["balancedness_next_window"] = self.next_window
+        return metrics
+
+    def figures(self) -> dict[str, Figure]:
+        replicas = replica_counts(self.placement.physical_to_logical_map, self.placement.experts)
+        return {
+            "gpu_load": figures.side_by_side(
+                _relative(self.before), _relative(self.after), ("before", "after"),
+                x="GPU", y="MoE layer", unit="GPU load / mean of its layer",
+            ),
+            "replicas": figures.heat_map(
+                replicas.astype(np.float64), "replicas of each expert", "logical expert", "MoE layer", "slots"
+            ),
+        }  # fmt: skip
+
+
+def judge(load: LoadStats, placement: Placement, ranks: int, solver: Solver) -> Judgement:
+    """Judge `placement`, and `solver` on windows it has not seen."""
+    total = load.total()
+    new = placement.physical_to_logical_map
+    after = gpu_load(total, new, ranks)
+    return Judgement(
+        placement,
+        ranks,
+        before=gpu_load(total, placement.current, ranks),
+        after=after,
+        optimality_gap=optimality_gap(after, lower_bound(total, placement.slots, ranks)),
+        next_window=balancedness_next_window(load, ranks, solver),
+    )
+
+
+def optimality_gap(gpu: Floats, bound: Floats) -> float:
+    """Max GPU load / the bound [L] - 1 of the worst layer; 0 for layers without load. `gpu`: [L, R]."""
+    loaded = bound > 0
+    gap = np.where(loaded, gpu.max(axis=1) / np.where(loaded, bound, 1.0) - 1, 0.0)
+    return max(0.0, float(gap.max()))  # rounding can leave an even layer a hair below its bound
+
+
+def balancedness_next_window(load: LoadStats, ranks: int, solver: Solver) -> float | None:
+    """Balancedness of the later half of the windows under what `solver` makes of the earlier half, as engines do."""
+    half = load.windows // 2
+    if half == 0:
+        return None
+    earlier, later = load.logical_count[:half].sum(axis=0), load.logical_count[half:].sum(axis=0)
+    gpu = gpu_load(later.astype(np.float64), solver(earlier), ranks)
+    return float(balancedness_per_layer(gpu).mean())
+
+
+def note(judgement: Judgement, headline: str, metrics: dict[str, float]) -> str:
+    """The story in Markdown. `headline` says what placed what where."""
+    layer_after = balancedness_per_layer(judgement.after)
+    layer_before = balancedness_per_layer(judgement.before)
+    worst, was_worst = int(layer_after.argmin()), int(layer_before.argmin())
+    engines_before, engines_after = engine_metrics(judgement.before), engine_metrics(judgement.after)
+    balancedness = (
+        f"**Balancedness {metrics['balancedness_before']:.4f} → {metrics['balancedness']:.4f}** (mean of layers; "
+        f"1 is perfect). Worst: MoE layer {worst} at {layer_after[worst]:.4f}; "
+        f"before, MoE layer {was_worst} at {layer_before[was_worst]:.4f}."
+    )
+    lines = [
+        headline,
+        "",
+        balancedness,
+        "",
+        "| balance of GPU loads | before | after |",
+        "|---|---:|---:|",
+        *(f"| {text} | {engines_before[key]:.4f} | {engines_after[key]:.4f} |" for key, text in ENGINE_METRICS.items()),
+        "",
+        f"- {metrics['moved_slots']:,.0f} moved slots; {metrics['redundant_experts_used']:,.0f} redundant experts a layer",
+        f"- largest GPU load: at most {metrics['optimality_gap']:.2%} above the proven lower bound, in every layer",
+        f"- {metrics['duplicate_replicas']:,.0f} slots hold an expert that their GPU has already",
+    ]
+    if judgement.next_window is not None:
+        lines.append(
+            "- balancedness on the later half of the windows, with only the earlier half to place from: "
+            f"{judgement.next_window:.4f}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _relative(gpu: Floats) -> Floats:
+    """[L, R]: GPU load over the mean of its layer; 1 in a layer without load."""
+    mean = gpu.mean(axis=1, keepdims=True)
+    return np.where(mean > 0, gpu / np.where(mean > 0, mean, 1.0), 1.0)
