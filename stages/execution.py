@@ -14,6 +14,7 @@ class Execution:
     """Bytes, seconds and GB/s (10^9 bytes) as in the design's metrics; the lists have one entry a rank.
 
     `received_bytes` and `sent_bytes` count what crossed between ranks; `layer_seconds` is the slowest rank's.
+    `weights`: where the weights came from (`update.weights`), which decides what they can be recomputed from.
     """
 
     executor: str
@@ -31,6 +32,7 @@ class Execution:
     checksum_seconds: float
     rank_seconds: list[float]
     layer_seconds: list[float]
+    weights: str = "synthetic"
 
     @property
     def moved_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,10 +44,10 @@ def side_by_side(
 def lines(
     series: dict[str, npt.NDArray[np.float64]], title: str, x: str, y: str, *, size: tuple[float, float] = (7, 4)
 ) -> Figure:
-    """One line a series over its index, each named at its right end."""
+    """One line a series over its index, named in a legend."""
     figure = _figure(size)
     axes = figure.subplots()
-    for (name, values), colour in zip(series.items(), (GREY, BLUE, ORANGE, "black"), strict=False):
+    for (name, values), colour in zip(series.items(), cycle((GREY, BLUE, ORANGE, "black")), strict=False):
         axes.plot(values, color=colour, label=name)
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.legend(frameon=False)

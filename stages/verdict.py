@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stages import paths
+
+MISMATCH_COLUMNS = ("layer", "slot", "rank", "expert", "tensor", "when", "expected", "found", "against", "whose bytes")
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,7 @@ class Mismatch:
 
     `against` says what it was compared with: `old holders`, `replicas` or `source` (generator or files).
     `whose`: whose bytes they are if they are those of another expert (or of the slot's old one), else empty.
+    `when`: `before` or `after` the update; `logical_expert` is the one that belonged into the slot then.
     """
 
     layer: int
@@ -26,18 +30,23 @@ class Mismatch:
     found: str
     against: str
     whose: str = ""
+    when: str = "after"
 
     def __str__(self) -> str:
         text = (
             f"layer {self.layer} slot {self.slot} (rank {self.rank}) tensor {self.tensor}: expert "
             f"{self.logical_expert} should be {self.expected} by its {self.against}, found {self.found}"
         )
+        text += " before the update" if self.when == "before" else ""
         return text + (f", the bytes of {self.whose}" if self.whose else "")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`compared`: checksums compared with an expectation; `seconds` and `nbytes` are those of the audit."""
+    """`compared`: checksums compared with an expectation; `seconds` and `nbytes` are those of the audit.
+
+    `fault`: what made an audit of the bytes impossible, such as a map that was not updated; else empty.
+    """
 
     passed: bool
     compared: int
@@ -45,14 +54,28 @@ class Verdict:
     checks: list[str]
     nbytes: int
     seconds: float
+    fault: str = ""
+
+
+def mismatch_rows(verdict: Verdict) -> list[list[str]]:
+    """One row a mismatch, for a table under `MISMATCH_COLUMNS`."""
+    return [
+        [
+            *(str(value) for value in (m.layer, m.slot, m.rank, m.logical_expert, m.tensor, m.when)),
+            *(m.expected, m.found, m.against, m.whose),
+        ]
+        for m in verdict.mismatches
+    ]
 
 
 def write_verdict(folder: Path, verdict: Verdict) -> tuple[str, ...]:
+    """Write the JSON artifact and a CSV table of its mismatches; the names of both."""
     paths.write_json(folder / paths.VERDICT, asdict(verdict))
-    header = list(Mismatch.__dataclass_fields__)
-    rows = [[str(value) for value in asdict(mismatch).values()] for mismatch in verdict.mismatches]
-    text = "\n".join(",".join(row) for row in [header, *rows])
-    paths.write_text(folder / paths.MISMATCHES_PREVIEW, text + "\n")
+    with (
+        paths.atomic(folder / paths.MISMATCHES_PREVIEW) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as stream,
+    ):
+        csv.writer(stream, lineterminator="\n").writerows([MISMATCH_COLUMNS, *mismatch_rows(verdict)])
     return paths.VERDICT, paths.MISMATCHES_PREVIEW
 
 

@@ -1,0 +1,47 @@
+"""Figures show what they are given, name their axes, and draw without a word."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from stages.figures import heat_map, lines, side_by_side
+
+
+def png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=50)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("values", [np.arange(12.0).reshape(3, 4), np.zeros((2, 2)), np.ones((1, 1))])
+def test_heat_map(values: np.ndarray) -> None:
+    figure = heat_map(values, "title", "slot", "layer", "GB")
+    axes, bar = figure.axes
+    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("title", "slot", "layer")
+    assert bar.get_ylabel() == "GB"
+    np.testing.assert_array_equal(axes.images[0].get_array(), values)
+    assert png(figure).startswith(b"\x89PNG")
+
+
+def test_side_by_side_has_one_scale() -> None:
+    low, high = np.zeros((2, 3)), np.full((2, 3), 7.0)
+    figure = side_by_side(low, high, ("before", "after"), "rank", "layer", "tokens")
+    left, right, _ = figure.axes
+    assert [axes.get_title() for axes in (left, right)] == ["before", "after"]
+    assert left.images[0].get_clim() == right.images[0].get_clim() == (0.0, 7.0)
+    assert png(figure).startswith(b"\x89PNG")
+
+
+def test_lines_draws_every_series() -> None:
+    series = {f"series {n}": np.arange(5.0) * n for n in range(6)}
+    figure = lines(series, "title", "window", "balancedness")
+    (axes,) = figure.axes
+    assert len(axes.lines) == 6
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == list(series)
+    assert png(figure).startswith(b"\x89PNG")
