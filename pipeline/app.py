@@ -25,10 +25,6 @@ from stages.errors import BadInput, MoesaicError
 def run(arguments: list[str]) -> int:
     """Run with Hydra's command line `arguments` (overrides and flags). The exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through, and the last line can be one sentence
-    register()
-    followed = attached.follow(arguments)
-    if followed is not None:
-        return followed
     failures: list[MoesaicError] = []
 
     def task(config: DictConfig) -> None:
@@ -46,6 +42,10 @@ def run(arguments: list[str]) -> int:
     before = sys.argv
     sys.argv = ["moesaic run", *arguments]
     try:
+        register()
+        followed = attached.follow(arguments)
+        if followed is not None:
+            return followed
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
         code = max((error.exit_code for error in failures), default=0)
         if failures:
@@ -69,10 +69,10 @@ def run(arguments: list[str]) -> int:
 def _run_once(config: DictConfig) -> None:
     runtime = HydraConfig.get()
     directory = Path(runtime.runtime.output_dir)
-    tags = {"sweep": str(Path(runtime.sweep.dir).absolute())} if runtime.mode == RunMode.MULTIRUN else {}
+    sweep = str(Path(runtime.sweep.dir).absolute()) if runtime.mode == RunMode.MULTIRUN else None
     overrides = list(OmegaConf.to_container(runtime.overrides.task) or [])
     with table.progress() as progress:
-        request = Request(config, directory, overrides, table.say, progress, tags)
+        request = Request(config, directory, overrides, table.say, progress, sweep)
         try:
             summary = run_pipeline(request)
         except MoesaicError:
@@ -90,7 +90,9 @@ def config_sentence(error: Exception) -> str:
     cause: Any = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         if isinstance(cause, ConfigAttributeError | ConfigKeyError) and not dataclasses.is_dataclass(cause.object_type):
-            return f"{cause.full_key or cause.key} is not a known key; `moesaic run --cfg job` prints all that there are."
+            return (
+                f"{cause.full_key or cause.key} is not a known key; `moesaic run --cfg job` prints all that there are."
+            )
         return sentence(cause)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2]) if lines else type(error).__name__

@@ -18,7 +18,7 @@ def code_digest(target: str) -> str:
     module = target.rpartition(".")[0]
     digest = hashlib.sha256(target.encode())
     for name, path in sorted(_modules(module).items()):
-        digest.update(f"{name}\0{_normalised(path)}\n".encode())
+        digest.update(f"{name}\0{_read(path)[1]}\n".encode())
     return digest.hexdigest()
 
 
@@ -62,34 +62,32 @@ def _source(name: str) -> Path | None:
 
 
 @cache
-def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_bytes())
+def _read(path: Path) -> tuple[list[tuple[int, str, tuple[str, ...]]], str]:
+    """The imports of a file anywhere in it, as (level, module, names), and its code without words."""
+    tree = ast.parse(path.read_bytes())
+    imports: list[tuple[int, str, tuple[str, ...]]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports.extend((0, alias.name, ()) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            imports.append((node.level, node.module or "", tuple(alias.name for alias in node.names)))
+        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [s for s in node.body if not _is_text(s)] or [ast.Pass()]
+    return imports, ast.dump(tree)
 
 
 def _imports(name: str, path: Path) -> set[str]:
     """Names that may be modules: what `import` and `from … import` mention anywhere in the file."""
     base = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found: set[str] = set()
-    for node in ast.walk(_tree(path)):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            origin = node.module or ""
-            if node.level:
-                parts = base.split(".")
-                origin = ".".join([*parts[: len(parts) - node.level + 1], *filter(None, [node.module])])
-            found.add(origin)
-            found.update(f"{origin}.{alias.name}" for alias in node.names)
+    for level, module, names in _read(path)[0]:
+        origin = module
+        if level:
+            parts = base.split(".")
+            origin = ".".join([*parts[: len(parts) - level + 1], *filter(None, [module])])
+        found.add(origin)
+        found.update(f"{origin}.{alias}" for alias in names)
     return found
-
-
-@cache
-def _normalised(path: Path) -> str:
-    tree = ast.parse(path.read_bytes())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [s for s in node.body if not _is_text(s)] or [ast.Pass()]
-    return ast.dump(tree)
 
 
 def _is_text(statement: ast.stmt) -> bool:

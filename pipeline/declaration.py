@@ -30,7 +30,9 @@ class StageDeclaration:
 
 @dataclass
 class PipelineOptions:
-    stages: dict[str, StageDeclaration] = field(default_factory=dict)
+    """`stages`: name -> the fields of a `StageDeclaration`, checked by `pipeline.schema`."""
+
+    stages: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -73,11 +75,11 @@ class StageSpec:
         return typing.cast("type[Any]", hints["config"])
 
 
-def read_declaration(options: PipelineOptions) -> list[StageSpec]:
+def read_declaration(stages: Mapping[str, StageDeclaration]) -> list[StageSpec]:
     """The specs in order; every input must be a declared output of an earlier stage."""
     specs: list[StageSpec] = []
     offered: set[tuple[str, str]] = set()
-    for name, stage in options.stages.items():
+    for name, stage in stages.items():
         inputs: dict[str, tuple[str, str]] = {}
         for key, reference in stage.inputs.items():
             origin, _, file = reference.partition("/")

@@ -6,9 +6,11 @@ import json
 import os
 import platform
 import shutil
+import socket
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import urlparse
 
 from pipeline.store import SQLITE, safe_uri, tracking_uri
 from stages.errors import MoesaicError
@@ -110,6 +112,7 @@ def _store(uri: str | None) -> Finding:
     if where.startswith(SQLITE) and not Path(where.removeprefix(SQLITE)).exists():
         return Finding("tracking store", True, f"{where} (the first run makes it)")
     try:
+        _connect(where)
         from mlflow import MlflowClient
 
         count = len(MlflowClient(where).search_experiments(max_results=1000))
@@ -120,3 +123,11 @@ def _store(uri: str | None) -> Finding:
             "Check tracking.uri or MLFLOW_TRACKING_URI, and that the server runs.", needed=True,
         )  # fmt: skip
     return Finding("tracking store", True, f"{safe_uri(where)}, {count} experiments")
+
+
+def _connect(uri: str) -> None:
+    """Raise at once if nobody listens at a server's address: MLflow's own client would retry for long."""
+    address = urlparse(uri)
+    if address.scheme in ("http", "https") and address.hostname:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname, port), timeout=5).close()

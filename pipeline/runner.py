@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,75 +17,95 @@ from pipeline.checkpoint import Hit, Miss, look_up
 from pipeline.declaration import RunOptions, StageSpec, needed, selection
 from pipeline.keys import KeyParts, Manifest, cacheable, key_parts, write_manifest
 from pipeline.lifecycle import Terminated, birth_tags, heartbeat, reap_orphans, sigterm_raises
-from pipeline.schema import Root, check, stage_config
+from pipeline.schema import Root, check, stage_config, tracking_options
 from pipeline.store import Store, remove, tracking_uri
 from pipeline.summary import StageState, Summary, write_summary
 from stages import paths
 from stages.contract import Progress, StageResult, silent
-from stages.errors import MoesaicError
+from stages.errors import BadInput, MoesaicError
 
 INTERRUPTS = (KeyboardInterrupt, Terminated, SystemExit)
 
 
 @dataclass
 class Request:
-    """What to run and where. `say` gets one line a stage; `overrides` are kept for the record."""
+    """What to run and where. `say` gets one line a stage; `overrides` are kept for the record; `sweep` is the folder
+    of the sweep that this is a point of."""
 
     config: DictConfig
     directory: Path
     overrides: list[str] = field(default_factory=list)
     say: Callable[[str], None] = print
     progress: Progress = silent
-    tags: Mapping[str, str] = field(default_factory=dict)
+    sweep: str | None = None
 
 
 def run_pipeline(request: Request) -> Summary:
     """Run what the config asks for and leave `summary.json` in the directory. Raises what ended it, with the summary
     written and the tracking run closed."""
-    root, specs = check(request.config)
-    first, last = selection(specs, root.run)
-    configs = {spec.name: stage_config(request.config, spec) for spec in specs[: last + 1]}
+    try:
+        root, specs = check(request.config)
+        first, last = selection(specs, root.run)
+        configs = {spec.name: stage_config(request.config, spec) for spec in specs[: last + 1]}
+    except BadInput as error:
+        _refuse(request, error)
+        raise
     store = open_store(root)
     reap_orphans(store)
     request.directory.mkdir(parents=True, exist_ok=True)
     for leftover in request.directory.glob(".*.partial"):
         remove(leftover)
     summary = Summary(run_id=None)
+    walk = _Walk(request, store, specs, configs, root.run, summary)
     if root.run.dry_run:
-        _Walk(request, store, specs, configs, root.run, summary).go(first, last)
+        walk.go(first, last)
         summary.conclude(dry_run=True)
         write_summary(request.directory, summary)
         return summary
-    beat = root.tracking.heartbeat_seconds
-    tags = {"kind": "run", "directory": str(request.directory.absolute()), **birth_tags(beat), **request.tags}
-    with sigterm_raises():
-        summary.run_id = record.start_run(store, request.config, request.overrides, tags)
-        with heartbeat(store, summary.run_id, beat), _closing(request, store, summary):
-            _Walk(request, store, specs, configs, root.run, summary).go(first, last)
-            summary.conclude(dry_run=False)
+    with _recorded(request, store, root, summary):
+        walk.go(first, last)
+        summary.conclude(dry_run=False)
     return summary
+
+
+def _refuse(request: Request, error: BadInput) -> None:
+    """Leave the reason why a config cannot be run: in the folder, and in the store if this is a point of a sweep."""
+    request.directory.mkdir(parents=True, exist_ok=True)
+    summary = Summary(run_id=None, cause=str(error))
+    write_summary(request.directory, summary)
+    if not request.sweep:
+        return
+    root = Root(tracking=tracking_options(request.config))
+    with suppress(BadInput), _recorded(request, open_store(root), root, summary):
+        raise error
+
+
+@contextmanager
+def _recorded(request: Request, store: Store, root: Root, summary: Summary) -> Iterator[None]:
+    """The tracking run around the block: whatever happens inside, it gets its summary, status, cause and note."""
+    beat = root.tracking.heartbeat_seconds
+    tags = {"kind": "run", "directory": str(request.directory.absolute()), **birth_tags(beat)}
+    if request.sweep:
+        tags["sweep"] = request.sweep
+    with sigterm_raises():
+        summary.run_id = run_id = record.start_run(store, request.config, request.overrides, tags)
+        status = "FINISHED"
+        with heartbeat(store, run_id, beat):
+            try:
+                yield
+            except BaseException as error:
+                status = "KILLED" if isinstance(error, INTERRUPTS) else "FAILED"
+                summary.status = "failed"
+                summary.cause = str(error) if isinstance(error, MoesaicError) else f"{type(error).__name__}: {error}"
+                raise
+            finally:
+                write_summary(request.directory, summary)
+                record.finish_run(store, summary, request.directory, status)
 
 
 def open_store(root: Root) -> Store:
     options = root.tracking
     return Store(tracking_uri(options.uri), options.experiment, options.artifact_location)
-
-
-@contextmanager
-def _closing(request: Request, store: Store, summary: Summary) -> Iterator[None]:
-    """Whatever happens inside, the summary is written and the run gets its status, its cause and its note."""
-    status = "FINISHED"
-    try:
-        yield
-    except BaseException as error:
-        status = "KILLED" if isinstance(error, INTERRUPTS) else "FAILED"
-        summary.status = "failed"
-        summary.cause = str(error) if isinstance(error, MoesaicError) else f"{type(error).__name__}: {error}"
-        raise
-    finally:
-        assert summary.run_id is not None
-        write_summary(request.directory, summary)
-        record.finish_run(store, summary, request.directory, status)
 
 
 @dataclass

@@ -66,23 +66,32 @@ def _stage_groups() -> dict[str, type[Any]]:
     groups: dict[str, type[Any]] = {}
     for file in sorted((CONF / "pipeline").glob("*.yaml")):
         stages = yaml.safe_load(file.read_text(encoding="utf-8")).get("stages", {})
-        declared = PipelineOptions({name: StageDeclaration(**value) for name, value in stages.items()})
+        declared = {name: StageDeclaration(**value) for name, value in stages.items()}
         for spec in read_declaration(declared):
             hints = typing.get_type_hints(spec.config_type())
-            groups |= {name: hint for name, hint in hints.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
+            groups |= {
+                name: hint for name, hint in hints.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)
+            }
     return groups
 
 
 def check(config: DictConfig) -> tuple[Root, list[StageSpec]]:
     """The checked root of a composed config and its stages. Raises `BadInput` with the full key of what is wrong."""
     root = Root(**{name: _typed(kind, config.get(name), name) for name, kind in ROOT_GROUPS.items()})
-    specs = read_declaration(root.pipeline)
+    stages = root.pipeline.stages
+    specs = read_declaration({n: _typed(StageDeclaration, v, f"pipeline.stages.{n}") for n, v in stages.items()})
     known = {*ROOT_GROUPS, *(group for spec in specs for group in spec.groups)}
     shipped = {file.parent.name for file in CONF.glob("*/*.yaml")} | {"seed"}
     for name in map(str, config):
         if name not in known | shipped:
             raise BadInput(f"{name} is not a known key; allowed are {', '.join(sorted(known | shipped))}.")
     return root, specs
+
+
+def tracking_options(config: DictConfig) -> TrackingOptions:
+    options = _typed(TrackingOptions, config.get("tracking"), "tracking")
+    assert isinstance(options, TrackingOptions)
+    return options
 
 
 def stage_config(config: DictConfig, spec: StageSpec) -> Any:

@@ -22,6 +22,7 @@ from stages.errors import BadInput, MoesaicError
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's seven take minutes on a server that is gone
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
 if TYPE_CHECKING:

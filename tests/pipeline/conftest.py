@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+
 from pipeline.runner import Request, run_pipeline
 from pipeline.store import SQLITE, Store
 from pipeline.summary import Summary
@@ -15,7 +16,11 @@ from pipeline.summary import Summary
 TOY = {
     "pipeline": {
         "stages": {
-            "make": {"target": "tests.pipeline.toy.stages.make", "config": ["make", "seed"], "outputs": ["numbers.json"]},
+            "make": {
+                "target": "tests.pipeline.toy.stages.make",
+                "config": ["make", "seed"],
+                "outputs": ["numbers.json"],
+            },
             "double": {
                 "target": "tests.pipeline.toy.stages.double",
                 "config": ["double"],

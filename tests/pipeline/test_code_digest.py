@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from pipeline import code_digest as module
 from stages.errors import BadInput
 
@@ -31,7 +32,7 @@ def digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: tuple[str
         assert old in text
         (root / name / file).write_text((text.replace(old, new) if old else text).replace("{p}", name))
     monkeypatch.syspath_prepend(str(root))
-    for cached in (module.code_digest, module._source, module._tree, module._normalised):
+    for cached in (module.code_digest, module._source, module._read):
         cached.cache_clear()
     for loaded in [m for m in sys.modules if m.startswith(name)]:
         del sys.modules[loaded]

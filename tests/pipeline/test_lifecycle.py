@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+
 from pipeline.lifecycle import birth_tags, heartbeat, reap_orphans
 from pipeline.store import Store
 from pipeline.summary import read_summary
-
 from tests.pipeline.conftest import Toy
 
 ROOT = Path(__file__).parents[2]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
+
 from pipeline.summary import read_summary
 from stages.errors import BadInput, Corruption, MoesaicError
-
 from tests.pipeline.conftest import Toy
 
 ALL_RAN = {"make": "ran", "double": "ran", "sum": "ran"}
@@ -37,7 +36,7 @@ def test_cached_outputs_are_links_into_the_store(toy: Toy) -> None:
     toy()
     run = toy.store.run(str(first.stages["sum"].run_id))
     stored = Path(run.info.artifact_uri.removeprefix("file://")) / "sum.json"
-    assert os.path.samefile(toy.directory / "sum" / "sum.json", stored)
+    assert stored.samefile(toy.directory / "sum" / "sum.json")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +128,10 @@ def test_first_takes_what_comes_before_from_checkpoints(toy: Toy) -> None:
         (["tracking.heartbeat_seconds=0"], "tracking.heartbeat_seconds=0.0 must be above 0."),
         (["nonsense=1"], "nonsense is not a known key"),
         (["run.dry=true"], "run.dry is not a known key; allowed are first, last, only, force, dry_run."),
-        (["pipeline.stages.double.inputs.numbers=make/x"], "is no output of an earlier stage; there are make/numbers.json"),
+        (
+            ["pipeline.stages.double.inputs.numbers=make/x"],
+            "is no output of an earlier stage; there are make/numbers.json",
+        ),
         (["pipeline.stages.sum.target=no.such.thing"], "pipeline.stages.sum.target=no.such.thing cannot be imported"),
     ],
 )
@@ -227,7 +229,10 @@ def test_the_store_tells_the_story(toy: Toy) -> None:
     manifest = json.loads((toy.directory / "sum" / "manifest.json").read_text())
     wanted = {"stage", "key", "code_digest", "config", "inputs", "outputs", "environment", "git", "started", "seconds"}
     assert wanted <= set(manifest)
-    assert manifest["inputs"]["doubled"] == json.loads((toy.directory / "double" / "manifest.json").read_text())["outputs"]["doubled.json"]
+    assert (
+        manifest["inputs"]["doubled"]
+        == json.loads((toy.directory / "double" / "manifest.json").read_text())["outputs"]["doubled.json"]
+    )
 
 
 def test_the_same_folder_can_be_used_again(toy: Toy, tmp_path: Path) -> None:

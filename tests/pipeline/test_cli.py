@@ -1,0 +1,174 @@
+"""The command, as a user types it: exit codes, last lines, status, export. Planning stages only, so no ranks start."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from pipeline.cli import main
+
+TINY = ("model=tiny", "collect=synthetic", "topology=1x2", "run.last=plan")
+
+
+@pytest.fixture(autouse=True)
+def _quiet_logging() -> Iterator[None]:
+    """Hydra configures the root logger with a file in the test's folder: take that back."""
+    handlers = logging.root.handlers[:]
+    yield
+    for handler in logging.root.handlers[:]:
+        if handler not in handlers:
+            logging.root.removeHandler(handler)
+            handler.close()
+
+
+@pytest.fixture
+def here(store_file: Path) -> Path:
+    return store_file.parent.parent
+
+
+def summary(folder: Path) -> dict[str, object]:
+    value = json.loads((folder / "summary.json").read_text())
+    assert isinstance(value, dict)
+    return value
+
+
+def test_a_run_leaves_what_the_design_says(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *TINY, f"hydra.run.dir={here}/one"]) == 0
+    value = summary(here / "one")
+    assert value["status"] == "done"
+    stages = value["stages"]
+    assert isinstance(stages, dict)
+    assert [(name, stage["state"]) for name, stage in stages.items()] == [
+        ("collect", "ran"), ("place", "ran"), ("plan", "ran"), ("update", "skipped"), ("verify", "skipped"),
+    ]  # fmt: skip
+    assert set(stages["place"]) == {"state", "why", "seconds", "run_id", "key", "metrics"}
+    assert {"balancedness", "moved_slots", "optimality_gap"} <= set(stages["place"]["metrics"])
+    for file in ("collect/load.safetensors", "place/placement.json", "plan/transfers.parquet", "plan/traffic.json"):
+        assert (here / "one" / file).is_file()
+    out = capsys.readouterr().out
+    assert "plan     runs    (first run)" in out
+    assert "moesaic ui" in out
+    assert main(["run", *TINY, "run.force=[plan]", f"hydra.run.dir={here}/two"]) == 0
+    assert "place    cached  (run " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "sentence"),
+    [
+        (["place=foo"], 2, "place=foo is not known; allowed are contiguous, eplb, file."),
+        (["topology=9x9"], 2, "topology=9x9 is not known; allowed are 1x1,"),
+        (["place.redundant_experts=abc"], 2, "place.redundant_experts=abc is wrong: a whole number is expected."),
+        (["place.foo=1"], 2, "place.foo is not a known key; allowed are algorithm,"),
+        (["+place.foo=1"], 2, "place.foo is not a known key; allowed are algorithm,"),
+        (["+bogus=1"], 2, "bogus is not a known key; allowed are collect,"),
+        (["bogus=1"], 2, "bogus is not a known key;"),
+        (["run.force=place"], 2, "run.force is wrong: a list is expected"),
+        (["seed=x"], 2, "seed=x is wrong: a whole number is expected."),
+        (["model.num_groups=7"], 2, "model.num_groups=7 does not divide model.experts="),
+        (["run.last=nothing"], 2, "run.last=nothing is no stage; the stages are collect, place, plan, update, verify."),
+        (["collect=table", "collect.path=gone.npz"], 2, "collect.path=gone.npz does not exist."),
+        (["place.redundant_experts=-1"], 2, "place.redundant_experts=-1"),
+        (["a b"], 2, "a b"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_config_exits_2_with_one_sentence(
+    here: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], code: int, sentence: str
+) -> None:
+    assert (
+        main(["run", "model=tiny", "collect=synthetic", "topology=1x2", *overrides, f"hydra.run.dir={here}/x"]) == code
+    )
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert sentence in last
+
+
+def test_a_sweep_goes_on_after_a_point_that_cannot_be(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "run",
+        "-m",
+        *TINY,
+        "run.last=place",
+        "place.redundant_experts=0,-1,2",
+        f"hydra.sweep.dir={here}/sweep",
+    ]
+    arguments.remove("run.last=plan")
+    assert main(arguments) == 2
+    states = [summary(here / "sweep" / str(n))["status"] for n in range(3)]
+    assert states == ["done", "failed", "done"]
+    assert summary(here / "sweep" / "2")["stages"]["collect"]["state"] == "cached"  # type: ignore[index]
+    assert "1 of the sweep's runs failed" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_status_and_export(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status"]) == 2
+    assert "has no experiment 'moesaic' yet" in capsys.readouterr().err
+    assert main(["run", *TINY, f"hydra.run.dir={here}/one"]) == 0
+    run_id = str(summary(here / "one")["run_id"])
+    capsys.readouterr()
+    assert main(["status"]) == 0
+    assert run_id[:8] in capsys.readouterr().out
+    assert main(["status", run_id[:10], "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["status"] == "done"
+    assert shown["stages"]["place"]["metrics"]["moved_slots"] >= 0
+    assert main(["status", run_id[:10]]) == 0
+    assert "balancedness_before" in capsys.readouterr().out
+    assert main(["export", run_id[:10], "--to", "sglang", "--out", str(here / "map.json")]) == 0
+    exported = json.loads((here / "map.json").read_text())
+    assert set(exported) == {"physical_to_logical_map"}
+    placed = load_file(here / "one" / "place" / "placement.safetensors")["physical_to_logical_map"]
+    rows = np.array(exported["physical_to_logical_map"])
+    assert np.array_equal(rows[-len(placed) :], placed)
+    capsys.readouterr()
+    for prefix, words in (("zzz", "is no run id"), ("0000000000", "No run of the experiment")):
+        assert main(["status", prefix]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_export_refuses_a_placement_that_was_tampered_with(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *TINY, f"hydra.run.dir={here}/one"]) == 0
+    value = summary(here / "one")
+    place = value["stages"]["place"]["run_id"]  # type: ignore[index]
+    stored = next((here / "outputs" / "mlartifacts").glob(f"{place}/artifacts/placement.safetensors"))
+    data = bytearray(stored.read_bytes())
+    data[-1] ^= 1
+    stored.write_bytes(data)
+    assert main(["export", str(value["run_id"]), "--to", "sglang", "--out", str(here / "map.json")]) == 2
+    assert "was changed since it was made" in capsys.readouterr().err
+    assert not (here / "map.json").exists()
+
+
+def test_no_store_is_said_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(["status"]) == 2
+    assert "There is no tracking store at" in capsys.readouterr().err
+    assert main(["ui"]) == 2
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_doctor_names_what_is_there(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    findings = {finding["what"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert {"Python", "torch", "gloo (CPU ranks)", "NCCL (GPU ranks)", "GPUs", "tracking store"} <= set(findings)
+    assert findings["torch"]["ok"]
+    assert main(["doctor"]) == 0
+    assert "ok       Python" in capsys.readouterr().out
+    assert main(["doctor", "--tracking-uri", "http://127.0.0.1:9"]) == 1
+    assert "MISSING  tracking store" in capsys.readouterr().out
+
+
+def test_help_names_the_commands() -> None:
+    done = subprocess.run([sys.executable, "-m", "pipeline.cli", "--help"], capture_output=True, text=True, check=True)
+    for command in ("run", "status", "export", "ui", "doctor"):
+        assert f"\n    {command}" in done.stdout
