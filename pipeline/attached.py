@@ -28,8 +28,11 @@ def follow(arguments: list[str]) -> int | None:
             continue
         module = _module(spec.followers)
         stage = stage_config(config, spec)
-        if module.is_attached(stage) and not module.is_leader():
+        if not module.is_attached():
+            continue
+        if not module.is_leader():
             return int(module.follow(stage))
+        module.lead()
         _LEADING.append(module)
     return None
 

@@ -65,9 +65,7 @@ class ModelSpec:
         if self.first_moe_layer < 0:
             raise BadInput(f"model.first_moe_layer={self.first_moe_layer} must not be negative.")
         if self.experts is not None and self.experts % self.num_groups:
-            raise BadInput(
-                f"model.num_groups={self.num_groups} does not divide model.experts={self.experts} evenly."
-            )
+            raise BadInput(f"model.num_groups={self.num_groups} does not divide model.experts={self.experts} evenly.")
         if not self.tensors:
             raise BadInput("model.tensors is empty: name at least one tensor of an expert, with its shape and dtype.")
         names = [tensor.name for tensor in self.tensors]

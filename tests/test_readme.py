@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from pipeline.cli import main
 
+from pipeline.cli import main
 from tests.pipeline.test_cli import _quiet_logging  # noqa: F401
 
 ROOT = Path(__file__).parents[1]

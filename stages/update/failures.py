@@ -1,0 +1,81 @@
+"""Which of several dead ranks was the first cause, and how to say it in one sentence."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.update.progress_board import Phase, where
+
+PEER_LOST = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|socket|recvvalue|sendbytes|remote process exited|"
+    r"ncclremoteerror|ncclsystemerror|nccl communicator was aborted|abort",
+    re.IGNORECASE,
+)
+"""What a rank says when another one went away: a consequence, not a cause."""
+
+
+SOURCE_PLACE = re.compile(r"\[?/?[\w./-]+\.(cc|cpp|h|hpp):\d+\]?,?\s*")
+ADVICE = re.compile(r"\s*This is typically caused by.*$", re.DOTALL)
+LONGEST = 400
+
+
+def tidy(error: str) -> str:
+    """An error of torch on one line, without places in its C++ sources and general advice."""
+    line = " ".join(SOURCE_PLACE.sub("", ADVICE.sub("", error)).split())
+    return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
+
+
+@dataclass(frozen=True)
+class Death:
+    """How one rank ended. `exit_code`: negative for a signal. `failed_at`: when it raised `error` (0: it did not)."""
+
+    rank: int
+    exit_code: int | None
+    phase: Phase
+    layer: int
+    failed_at: int = 0
+    error: str = ""
+    traceback: str = ""
+
+    @property
+    def signal_name(self) -> str:
+        code = -(self.exit_code or 0)
+        try:
+            return signal.Signals(code).name if code > 0 else ""
+        except ValueError:
+            return f"signal {code}"
+
+    def __str__(self) -> str:
+        if self.error:
+            return f"rank {self.rank} failed {where(self.phase, self.layer)}: {tidy(self.error)}"
+        place = where(self.phase, self.layer) + (" of the update" if self.phase == Phase.update else "")
+        if self.signal_name:
+            return f"rank {self.rank} was killed by {self.signal_name} {place}"
+        return f"rank {self.rank} ended with exit code {self.exit_code} {place}"
+
+
+def root_cause(deaths: Sequence[Death]) -> Death:
+    """The death that explains the others: a signal from outside, then the earliest error that is no consequence, then
+    an end without a word or an abort (which a lost peer can bring about too), then the earliest error of all."""
+
+    def order(death: Death) -> tuple[int, int, int]:
+        if death.error:
+            return (3 if PEER_LOST.search(death.error) else 1, death.failed_at, death.rank)
+        killed = death.signal_name not in ("", "SIGABRT")
+        return (0 if killed else 2, 0, death.rank)
+
+    return min(deaths, key=order)
+
+
+def recorded_error(path: Path) -> tuple[str, str]:
+    """Error (`TypeName: message`) and traceback in a file written by torch elastic's `record`; empty without one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))["message"]
+        return str(value["message"]), str(value["extraInfo"]["py_callstack"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", ""

@@ -1,0 +1,128 @@
+"""What all ranks of one update must know: the two maps and the plan between them, checked, and as bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stages.direct import direct_transfers
+from stages.errors import BadInput
+from stages.expert_map import EMPTY, ExpertMap, check_map, slots_per_rank
+from stages.placement import read_placement
+from stages.transfers import COLUMNS, Ints, TransferPlan, read_transfers
+
+
+@dataclass(frozen=True)
+class Job:
+    """`old`, `new`: `[L, P]`. `direct`: the plan is what every rank finds by itself from the two maps."""
+
+    old: ExpertMap
+    new: ExpertMap
+    plan: TransferPlan
+    ranks: int
+    direct: bool
+
+    @property
+    def layers(self) -> int:
+        return self.new.shape[0]
+
+    @property
+    def slots_per_rank(self) -> int:
+        return slots_per_rank(self.new, self.ranks)
+
+    def received_bytes(self) -> Ints:
+        """[R]: what each rank receives over the network, relay hops included."""
+        return self._network_bytes(self.plan.dst_rank)
+
+    def sent_bytes(self) -> Ints:
+        """[R]: what each rank sends over the network, relay hops included."""
+        return self._network_bytes(self.plan.src_rank)
+
+    def _network_bytes(self, rank: Ints) -> Ints:
+        rows = self.plan.network
+        return np.bincount(rank[rows], weights=self.plan.bytes[rows], minlength=self.ranks).astype(np.int64)
+
+    def to_bytes(self) -> bytes:
+        arrays = {name: getattr(self.plan, name) for name in COLUMNS}
+        stream = io.BytesIO()
+        np.savez(stream, old=self.old, new=self.new, facts=np.array([self.ranks, self.direct]), **arrays)
+        return stream.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Job:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            plan = TransferPlan(**{name: arrays[name] for name in COLUMNS})
+            ranks, direct = arrays["facts"].tolist()
+            return cls(arrays["old"], arrays["new"], plan, ranks, bool(direct))
+
+
+def read_job(inputs: Mapping[str, Path], ranks: int, gpus_per_node: int, expert_bytes: int) -> Job:
+    """The job of the artifacts `placement` and `transfers`. Raises `BadInput` where they do not fit each other."""
+    placement = read_placement(inputs["placement"])
+    plan = read_transfers(inputs["transfers"])
+    return make_job(placement.current, placement.physical_to_logical_map, plan, ranks, gpus_per_node, expert_bytes)
+
+
+def make_job(
+    old: ExpertMap, new: ExpertMap, plan: TransferPlan, ranks: int, gpus_per_node: int, expert_bytes: int
+) -> Job:
+    if old.shape != new.shape:
+        raise BadInput(
+            f"placement.safetensors: the current map has shape {list(old.shape)}, the new one {list(new.shape)}; "
+            "they must agree."
+        )
+    experts = int(max(old.max(initial=EMPTY), new.max(initial=EMPTY))) + 1
+    for expert_map, name in ((old, "current"), (new, "physical_to_logical_map")):
+        check_map(expert_map, experts, ranks, f"placement.safetensors: {name}", complete=False)
+    _check_plan(plan, old, new, ranks, expert_bytes)
+    return Job(old, new, plan, ranks, _is_direct(plan, old, new, ranks, gpus_per_node, expert_bytes))
+
+
+def _is_direct(
+    plan: TransferPlan, old: ExpertMap, new: ExpertMap, ranks: int, gpus_per_node: int, expert_bytes: int
+) -> bool:
+    try:
+        direct = direct_transfers(old, new, ranks, gpus_per_node, expert_bytes)
+    except BadInput:  # the plan may bring experts from elsewhere
+        return False
+    return all(np.array_equal(getattr(plan, name), getattr(direct, name)) for name in COLUMNS)
+
+
+def _check_plan(plan: TransferPlan, old: ExpertMap, new: ExpertMap, ranks: int, expert_bytes: int) -> None:
+    """Every row must be possible, and the rows together must turn `old` into `new`."""
+    layers, slots = new.shape
+    per_rank = slots // ranks
+    wrong = (plan.layer < 0) | (plan.layer >= layers)
+    for rank, slot in ((plan.src_rank, plan.src_slot), (plan.dst_rank, plan.dst_slot)):
+        wrong |= (rank < 0) | (rank >= ranks) | (slot >= slots) | ((slot >= 0) & (slot // per_rank != rank))
+    wrong |= ~plan.network & ((plan.src_rank != plan.dst_rank) | (plan.src_slot < 0) | (plan.dst_slot < 0))
+    wrong |= plan.network & (plan.src_rank == plan.dst_rank)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        values = ", ".join(f"{name} {getattr(plan, name)[row]}" for name in COLUMNS)
+        raise BadInput(
+            f"transfers.parquet: row {row} ({values}) is not possible with {layers} layers, {slots} slots and "
+            f"{ranks} ranks."
+        )
+    if (plan.bytes != expert_bytes).any():
+        row = int(np.argmax(plan.bytes != expert_bytes))
+        raise BadInput(
+            f"transfers.parquet: row {row} moves {plan.bytes[row]} bytes, an expert of the model has {expert_bytes}: "
+            "the plan was made for another model.tensors or model.scale."
+        )
+    landing = plan.dst_slot >= 0
+    filled = np.zeros((layers, slots), dtype=np.int64)
+    np.add.at(filled, (plan.layer[landing], plan.dst_slot[landing]), 1)
+    reached = old.copy()
+    reached[plan.layer[landing], plan.dst_slot[landing]] = plan.logical_expert[landing]
+    wrong_slots = np.argwhere(((reached != new) & (new != EMPTY)) | (filled > 1))
+    if len(wrong_slots):
+        layer, slot = wrong_slots[0]
+        raise BadInput(
+            f"transfers.parquet does not lead to placement.safetensors: layer {layer} slot {slot} needs expert "
+            f"{new[layer, slot]} and gets {reached[layer, slot]} from {filled[layer, slot]} rows."
+        )

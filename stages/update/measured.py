@@ -1,0 +1,51 @@
+"""What all ranks of an update found together."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.update.progress_board import Phase
+
+TIMED = (Phase.fill, Phase.checksum_before, Phase.link, Phase.update, Phase.checksum_after)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """K tensors an expert, S = len(TIMED) spans.
+
+    before, after:  uint64 [L, P, K]
+    received, sent, staging: int64 [R], bytes
+    seconds:        float64 [R], of the update
+    layer_seconds:  float64 [R, L]
+    spans:          float64 [R, S, 2], begin and end in seconds since the ranks met
+    link_gb_per_s:  float64 [1]
+    """
+
+    before: npt.NDArray[np.uint64]
+    after: npt.NDArray[np.uint64]
+    received: npt.NDArray[np.int64]
+    sent: npt.NDArray[np.int64]
+    staging: npt.NDArray[np.int64]
+    seconds: npt.NDArray[np.float64]
+    layer_seconds: npt.NDArray[np.float64]
+    spans: npt.NDArray[np.float64]
+    link_gb_per_s: npt.NDArray[np.float64]
+
+    def to_bytes(self) -> bytes:
+        stream = io.BytesIO()
+        np.savez(stream, **{field.name: getattr(self, field.name) for field in fields(self)})
+        return stream.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Measured:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+
+    def checksum_seconds(self) -> float:
+        """Of both passes, the slowest rank's."""
+        passes = [TIMED.index(Phase.checksum_before), TIMED.index(Phase.checksum_after)]
+        return float((self.spans[:, passes, 1] - self.spans[:, passes, 0]).sum(axis=1).max())

@@ -1,0 +1,125 @@
+"""The update stage: carries a plan out between real ranks and records what every slot held before and after."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from stages import paths
+from stages.checksum_table import ChecksumTable, write_checksums
+from stages.contract import Progress, StageResult
+from stages.execution import Execution, write_execution
+from stages.update import attached
+from stages.update.config import UpdateStageConfig
+from stages.update.job import Job, read_job
+from stages.update.launch import launch, start_server
+from stages.update.machine import Machine
+from stages.update.measured import Measured
+from stages.update.memory import check_memory, rank_bytes
+from stages.update.picture import timeline
+from stages.update.progress_board import DOING, OnReport, Phase
+from stages.update.trace import write_trace
+
+
+def update(config: UpdateStageConfig, inputs: Mapping[str, Path], folder: Path, progress: Progress) -> StageResult:
+    """Inputs: `placement` and `transfers`. Writes execution.json, checksums.parquet and .csv, trace.json."""
+    machine = config.machine()
+    if machine.seat is None:
+        start_server()  # it imports torch while this process reads its inputs
+    topology = config.topology
+    job = read_job(inputs, topology.ranks, topology.gpus_per_node, config.model.expert_bytes)
+    link_mib = config.link_mib(machine.backend)
+    specs = config.model.scaled_tensors()
+    check_memory(rank_bytes(specs, job.layers, job.slots_per_rank, link_mib, machine.backend), machine)
+
+    def on_report(phase: Phase, layer: int) -> None:
+        steps = len(Phase) - 1 + job.layers
+        step = phase + layer if phase <= Phase.update else phase + job.layers
+        suffix = f" layer {layer + 1} of {job.layers}" if phase == Phase.update else ""
+        progress(f"{DOING[phase]}{suffix}", step / steps)
+
+    if machine.seat is None:
+        measured = _run_local(config, job, machine, on_report)
+    else:
+        measured = attached.drive(config, job, machine, on_report)
+    return _report(config, job, machine, measured, folder)
+
+
+def _run_local(config: UpdateStageConfig, job: Job, machine: Machine, on_report: OnReport) -> Measured:
+    from stages.update.worker import save_update
+
+    with tempfile.TemporaryDirectory(prefix="moesaic-update-") as name:
+        found = Path(name) / "measured"
+        launch(
+            save_update,
+            (config, job, found),
+            job.ranks,
+            backend=machine.backend,
+            timeout_seconds=config.update.timeout_seconds,
+            oversubscribe=config.update.oversubscribe,
+            on_report=on_report,
+        )
+        return Measured.from_bytes(found.read_bytes())
+
+
+def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Measured, folder: Path) -> StageResult:
+    execution = Execution(
+        executor=config.update.executor,
+        backend=machine.backend,
+        ranks=job.ranks,
+        hosts=machine.hosts,
+        device=machine.device,
+        torch=machine.torch,
+        nccl=machine.nccl,
+        update_seconds=float(measured.seconds.max()),
+        received_bytes=measured.received.tolist(),
+        sent_bytes=measured.sent.tolist(),
+        link_gb_per_s=float(measured.link_gb_per_s[0]),
+        staging_bytes=int(measured.staging.max()),
+        checksum_seconds=measured.checksum_seconds(),
+        rank_seconds=measured.seconds.tolist(),
+        layer_seconds=measured.layer_seconds.max(axis=0).tolist(),
+    )
+    names = tuple(tensor.name for tensor in config.model.tensors)
+    table = ChecksumTable(measured.before, measured.after, job.old, job.new, names, job.ranks)
+    files = (
+        *write_execution(folder, execution),
+        *write_checksums(folder, table),
+        *write_trace(folder, measured),
+    )
+    metrics = (
+        "update_seconds", "moved_bytes", "effective_gb_per_s", "link_gb_per_s", "link_efficiency", "staging_bytes",
+    )  # fmt: skip
+    return StageResult(
+        files=files,
+        metrics={name: float(getattr(execution, name)) for name in metrics},
+        figures={"timeline": timeline(measured)},
+        tags={
+            "executor": execution.executor,
+            "backend": execution.backend,
+            "device": execution.device,
+            "ranks": str(execution.ranks),
+            "hosts": str(execution.hosts),
+            "torch": execution.torch,
+            "nccl": execution.nccl or "none",
+        },
+        note=_note(execution, job),
+    )
+
+
+def _note(execution: Execution, job: Job) -> str:
+    way = "the plan `direct`, planned as it goes" if job.direct else "the rows of the plan"
+    busiest = max(execution.received_bytes)
+    return (
+        f"{execution.ranks} ranks on {execution.hosts} host{'s' if execution.hosts > 1 else ''} ({execution.device}, "
+        f"{execution.backend}) moved {execution.moved_bytes:,} bytes in **{execution.update_seconds * 1e3:.1f} ms** "
+        f"over {job.layers} layers, by {way}.\n\n"
+        f"| | |\n|---|---|\n"
+        f"| received by the busiest rank | {busiest:,} bytes, {execution.effective_gb_per_s:.2f} GB/s |\n"
+        f"| link, measured in the same run | {execution.link_gb_per_s:.2f} GB/s |\n"
+        f"| share of the link | {execution.link_efficiency:.1%} |\n"
+        f"| staging a rank | {execution.staging_bytes:,} bytes |\n"
+        f"| hashing before and after | {execution.checksum_seconds * 1e3:.1f} ms |\n\n"
+        f"`{paths.TRACE}` shows every rank and layer over time; open it in [Perfetto](https://ui.perfetto.dev).\n"
+    )

@@ -1,0 +1,116 @@
+"""Random updates, and what their outcome must be. numpy alone, so that GPU tests can use it too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from stages.direct import direct_transfers
+from stages.expert_map import EMPTY, ExpertMap, moved_slots
+from stages.model import ModelSpec, TensorSpec
+from stages.synthetic import truth
+from stages.topology import Topology
+from stages.transfers import Kind, TransferPlan
+from stages.update.config import UpdateOptions, UpdateStageConfig
+from stages.update.job import Job, make_job
+from stages.update.measured import Measured
+
+TENSORS = [
+    TensorSpec("w13", [24, 40], "bfloat16"),
+    TensorSpec("w2", [12, 1030], "float8_e4m3fn"),
+    TensorSpec("w2_scale", [3], "float32"),
+    TensorSpec("blocks", [7, 13], "uint8"),
+    TensorSpec("scales", [5], "float8_e8m0fnu"),
+]
+EXPERT_BYTES = sum(tensor.nbytes for tensor in TENSORS)
+
+
+@dataclass(frozen=True)
+class Case:
+    """`kind`: `random` maps, a `permutation` of each layer, or maps with `empty` slots. `rows`: how the plan is run."""
+
+    nodes: int
+    slots_per_rank: int
+    experts: int
+    kind: str = "random"
+    rows: str = "api"
+    layers: int = 3
+    seed: int = 0
+
+
+def maps_of(case: Case, ranks: int) -> tuple[ExpertMap, ExpertMap]:
+    rng = np.random.default_rng([case.seed, ranks, case.slots_per_rank, case.experts])
+    slots = ranks * case.slots_per_rank
+
+    def one() -> ExpertMap:
+        extra = rng.integers(0, case.experts, (case.layers, slots - case.experts))
+        if case.kind == "empty":
+            extra[rng.random(extra.shape) < 0.5] = EMPTY
+        return rng.permuted(np.hstack([np.tile(np.arange(case.experts), (case.layers, 1)), extra]), axis=1)
+
+    old = one()
+    return old, rng.permuted(old, axis=1) if case.kind == "permutation" else one()
+
+
+def job_of(case: Case, ranks: int) -> Job:
+    old, new = maps_of(case, ranks)
+    plan = direct_transfers(old, new, ranks, ranks // case.nodes, EXPERT_BYTES)
+    if case.rows == "relay":
+        plan = relayed(plan, ranks)
+    job = make_job(old, new, plan, ranks, ranks // case.nodes, EXPERT_BYTES)
+    return replace(job, direct=False) if case.rows == "rows" else job
+
+
+def config_of(case: Case, ranks: int) -> UpdateStageConfig:
+    return UpdateStageConfig(
+        update=UpdateOptions(link_mib=1),
+        model=ModelSpec(tensors=TENSORS),
+        topology=Topology(nodes=case.nodes, gpus_per_node=ranks // case.nodes),
+        seed=case.seed,
+    )
+
+
+def relayed(plan: TransferPlan, ranks: int) -> TransferPlan:
+    """`plan` with every second network row sent by way of a third rank, where it lands in staging alone."""
+    columns: dict[str, list[int]] = {name: [] for name in plan.__dataclass_fields__}
+    for number, row in enumerate(zip(*(getattr(plan, name).tolist() for name in columns), strict=True)):
+        value = dict(zip(columns, row, strict=True))
+        others = [r for r in range(ranks) if r not in (value["src_rank"], value["dst_rank"])]
+        hops = [value]
+        if number % 2 and value["kind"] >= Kind.same_node and others:
+            middle = others[number % len(others)]
+            hops = [
+                value | {"dst_rank": middle, "dst_slot": -1},
+                value | {"src_rank": middle, "src_slot": -1, "kind": Kind.relay, "round": 1},
+            ]
+        for hop in hops:
+            for name in columns:
+                columns[name].append(hop[name])
+    whole = TransferPlan(**{name: np.array(values, dtype=np.int64) for name, values in columns.items()})
+    return whole.select(np.lexsort((whole.round, whole.layer)))
+
+
+def check(case: Case, job: Job, measured: Measured) -> int:
+    """Every slot holds its expert, by the generator alone; the bytes are those of the plan. The checksums compared."""
+    compared = 0
+    for expert_map, found in ((job.old, measured.before), (job.new, measured.after)):
+        layer, slot = np.nonzero(expert_map != EMPTY)
+        expected = truth(TENSORS, case.seed, layer, expert_map[layer, slot])
+        wrong = np.argwhere(found[layer, slot] != expected)
+        assert not len(wrong), (
+            f"{case} on {job.ranks} ranks: {len(wrong)} of {expected.size} checksums are wrong, the first in layer "
+            f"{layer[wrong[0][0]]} slot {slot[wrong[0][0]]} tensor {TENSORS[wrong[0][1]].name}"
+        )
+        compared += expected.size
+    assert measured.received.tolist() == job.received_bytes().tolist(), case
+    assert measured.sent.tolist() == job.sent_bytes().tolist(), case
+    assert measured.received.sum() == measured.sent.sum()
+    if case.rows != "relay":
+        needed = moved_slots(job.old, job.new, case.experts, job.ranks)
+        assert measured.received.sum() == needed * EXPERT_BYTES, case
+    assert measured.layer_seconds.shape == (job.ranks, job.layers)
+    assert (measured.spans[:, :, 1] >= measured.spans[:, :, 0]).all()
+    assert (measured.seconds > 0).all()
+    assert measured.link_gb_per_s[0] > 0
+    return compared

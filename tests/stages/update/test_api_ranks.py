@@ -1,0 +1,42 @@
+"""The engine API between real ranks over gloo."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch.multiprocessing.spawn import start_processes
+
+from stages.expert_map import EMPTY, ExpertMap
+from tests.stages.direct_reference import golden_cases
+from tests.stages.update.engine_ranks import run_golden_cases, run_updater
+
+
+def start_ranks(function: Callable[..., None], world_size: int, *arguments: object) -> None:
+    """`function(rank, world_size, …)` in a process a rank, forked from a server that has torch imported already."""
+    multiprocessing.set_forkserver_preload([function.__module__])
+    start_processes(function, (world_size, *arguments), world_size, start_method="forkserver")
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_golden_cases_move_the_right_weights(world_size: int, tmp_path: Path) -> None:
+    cases = [case for case in golden_cases() if case.world_size == world_size]
+    assert len(cases) >= 2
+    start_ranks(run_golden_cases, world_size, str(tmp_path), cases)
+
+
+def test_updater_goes_from_map_to_map(tmp_path: Path) -> None:
+    """Random maps with replicas and empty slots; dense layers in between are left alone; one log line a layer."""
+    rng, experts, slots = np.random.default_rng(1), 7, 12
+
+    def random_map() -> ExpertMap:
+        extra = rng.integers(0, experts, (6, slots - experts))
+        extra[rng.random(extra.shape) < 0.3] = EMPTY
+        return rng.permuted(np.hstack([np.tile(np.arange(experts), (6, 1)), extra]), axis=1)
+
+    maps = [random_map() for _ in range(4)]
+    maps.append(maps[-1].copy())
+    start_ranks(run_updater, 3, str(tmp_path), maps, [1, 2, 4, 5], 3)
