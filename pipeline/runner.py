@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline import facts, record
@@ -52,20 +53,35 @@ def run_pipeline(request: Request) -> Summary:
         raise
     store = open_store(root)
     reap_orphans(store)
-    request.directory.mkdir(parents=True, exist_ok=True)
-    for leftover in request.directory.glob(".*.partial"):
-        remove(leftover)
     summary = Summary(run_id=None)
     walk = _Walk(request, store, specs, configs, root.run, summary)
-    if root.run.dry_run:
-        walk.go(first, last)
-        summary.conclude(dry_run=True)
-        write_summary(request.directory, summary)
-        return summary
-    with _recorded(request, store, root, summary):
-        walk.go(first, last)
-        summary.conclude(dry_run=False)
+    with _own(request.directory):
+        if root.run.dry_run:
+            walk.go(first, last)
+            summary.conclude(dry_run=True)
+            write_summary(request.directory, summary)
+            return summary
+        for leftover in (*request.directory.glob(".*.partial"), *(request.directory / spec.name for spec in specs)):
+            remove(leftover)
+        with _recorded(request, store, root, summary):
+            walk.go(first, last)
+            summary.conclude(dry_run=False)
     return summary
+
+
+@contextmanager
+def _own(directory: Path) -> Iterator[None]:
+    """The run folder, for this run alone."""
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BadInput(f"Another run is writing into {directory}: give this one its own hydra.run.dir.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _refuse(request: Request, error: BadInput) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from pipeline.summary import read_summary
 from stages.errors import BadInput, Corruption, MoesaicError
@@ -241,3 +242,15 @@ def test_the_same_folder_can_be_used_again(toy: Toy, tmp_path: Path) -> None:
     assert toy.states(toy(directory=tmp_path / "same")) == ALL_CACHED
     assert toy.states(toy("make.count=5", directory=tmp_path / "same")) == ALL_RAN
     assert not list((tmp_path / "same").glob(".*.partial"))
+
+
+def test_a_folder_shows_one_run_alone(toy: Toy, tmp_path: Path) -> None:
+    toy(directory=tmp_path / "same")
+    toy("make.count=9", "run.last=make", directory=tmp_path / "same")
+    assert (tmp_path / "same" / "make").is_dir()
+    assert not (tmp_path / "same" / "sum").exists()  # it would show what another config made
+
+
+def test_two_runs_cannot_share_a_folder(toy: Toy, tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".lock"), pytest.raises(BadInput, match="Another run is writing into"):
+        toy(directory=tmp_path)
