@@ -33,6 +33,7 @@ DEFAULT_STORE = Path("outputs/mlflow.db")
 SQLITE = "sqlite:///"
 TAG = "moesaic."
 NOTE = "mlflow.note.content"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens on the runs
 TAG_LIMIT = 5_000
 PARAM_LIMIT = 6_000
 BATCH = 100
@@ -79,7 +80,7 @@ class Store:
             found = self.client.get_experiment_by_name(self.experiment)
             if found is None and create:
                 try:
-                    return str(self.client.create_experiment(self.experiment, artifact_location))
+                    return str(self.client.create_experiment(self.experiment, artifact_location, tags=EXPERIMENT_TAGS))
                 except MlflowException:  # another process was first
                     found = self.client.get_experiment_by_name(self.experiment)
         except MlflowException as error:

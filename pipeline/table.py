@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,7 +85,16 @@ def result(summary: Summary, directory: Path) -> None:
         return
     _print(_table(summary))
     say(f"Run {summary.run_id}; files in {directory}")
-    say("Look at it in the browser: moesaic ui")
+    say(f"Look at it in the browser: {_command()} ui")
+
+
+def _command() -> str:
+    """How to call moesaic from here: by its name, or by its path where the shell would not find this one."""
+    beside = Path(sys.executable).with_name("moesaic")
+    found = shutil.which("moesaic")
+    if not beside.exists() or (found and Path(found).samefile(beside)):
+        return "moesaic"
+    return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
 
 
 def failure(directory: Path) -> None:

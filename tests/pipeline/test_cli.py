@@ -172,3 +172,19 @@ def test_help_names_the_commands() -> None:
     done = subprocess.run([sys.executable, "-m", "pipeline.cli", "--help"], capture_output=True, text=True, check=True)
     for command in ("run", "status", "export", "ui", "doctor"):
         assert f"\n    {command}" in done.stdout
+
+
+def test_the_last_line_names_a_command_that_the_shell_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline import table
+
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "moesaic").touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert table._command() == ".venv/bin/moesaic"
+    monkeypatch.setenv("PATH", str(programs))
+    assert table._command() == "moesaic"
