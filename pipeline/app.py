@@ -71,6 +71,8 @@ def _run_once(config: DictConfig) -> None:
     directory = Path(runtime.runtime.output_dir)
     sweep = str(Path(runtime.sweep.dir).absolute()) if runtime.mode == RunMode.MULTIRUN else None
     overrides = list(OmegaConf.to_container(runtime.overrides.task) or [])
+    if sweep:
+        table.say(f"\n{runtime.job.num}: {' '.join(overrides)}")
     with table.progress() as progress:
         request = Request(config, directory, overrides, table.say, progress, sweep)
         try:

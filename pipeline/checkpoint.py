@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.keys import KeyParts, Manifest, difference, read_manifest
+from pipeline.keys import Difference, KeyParts, Manifest, difference, read_manifest
 from pipeline.store import TAG, Store, link, local_folder, remove
 from stages import paths
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+NEIGHBOURS = 12
+"""Earlier runs that a new key is compared with, to say why it is new."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +85,18 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _why_new(store: Store, parts: KeyParts) -> str:
-    """How the key differs from that of the stage's latest finished run."""
-    for run in store.search(f"attributes.status = 'FINISHED' and tags.`{TAG}stage` = '{parts.stage}'", limit=1):
-        with tempfile.TemporaryDirectory(prefix="moesaic-") as temporary:
+    """How the key differs from that of the recent finished run of the stage which it differs from least."""
+    query = f"attributes.status = 'FINISHED' and tags.`{TAG}stage` = '{parts.stage}'"
+    found: list[Difference] = []
+    recent = store.search(query, limit=NEIGHBOURS)
+    with tempfile.TemporaryDirectory(prefix="moesaic-") as temporary:
+        for run in recent:
             path = store.fetch(run, paths.MANIFEST, Path(temporary))
-            if path is None:
-                return f"artifacts of the last run {run.info.run_id[:8]} are gone"
-            try:
-                return difference(read_manifest(path).parts(), parts)
-            except (ValueError, TypeError):
-                return f"the manifest of the last run {run.info.run_id[:8]} cannot be read"
-    return "first run"
+            with suppress(ValueError, TypeError):
+                if path is not None:
+                    found.append(difference(read_manifest(path).parts(), parts))
+    if not recent:
+        return "first run"
+    if not found:
+        return f"artifacts of the last run {recent[0].info.run_id[:8]} are gone"
+    return min(found, key=lambda one: one.changes).text

@@ -90,7 +90,7 @@ def _export(options: argparse.Namespace) -> int:
 def _ui(options: argparse.Namespace) -> int:
     from pipeline.ui import serve
 
-    return serve(options.tracking_uri, options.port)
+    return serve(options.tracking_uri, options.experiment, options.port)
 
 
 def _doctor(options: argparse.Namespace) -> int:

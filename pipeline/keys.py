@@ -78,33 +78,41 @@ def cacheable(config: Any) -> bool:
     return bool(config.cacheable()) if hasattr(config, "cacheable") else True
 
 
-def difference(old: KeyParts, new: KeyParts) -> str:
+@dataclass(frozen=True)
+class Difference:
+    """In words, and how many things changed."""
+
+    text: str
+    changes: int
+
+
+def difference(old: KeyParts, new: KeyParts) -> Difference:
     """Why `new` has another key than `old`, in a few words."""
-    before, after = _flat(old.config), _flat(new.config)
-    changes = [
-        f"{name} {_word(before.get(name))} → {_word(after.get(name))}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
-    ]
+    config = _changes(_flat(old.config), _flat(new.config))
+    files = [name for name, _, _ in _changes(old.inputs, new.inputs)]
+    environment = _changes(old.environment, new.environment)
     reasons = []
-    if changes:
-        more = f" and {len(changes) - MAX_CHANGES} more" if len(changes) > MAX_CHANGES else ""
-        reasons.append("config: " + ", ".join(changes[:MAX_CHANGES]) + more)
+    if config:
+        more = f" and {len(config) - MAX_CHANGES} more" if len(config) > MAX_CHANGES else ""
+        reasons.append("config: " + ", ".join(map(_arrow, config[:MAX_CHANGES])) + more)
     if old.code_digest != new.code_digest:
         reasons.append("code changed")
-    files = sorted(
-        name for name in old.inputs.keys() | new.inputs.keys() if old.inputs.get(name) != new.inputs.get(name)
-    )
     if files:
         reasons.append("input changed: " + ", ".join(files))
-    places = [
-        f"{name} {_word(old.environment.get(name))} → {_word(new.environment.get(name))}"
-        for name in sorted(old.environment.keys() | new.environment.keys())
-        if old.environment.get(name) != new.environment.get(name)
-    ]
-    if places:
-        reasons.append("environment: " + ", ".join(places))
-    return "; ".join(reasons) or "nothing changed"
+    if environment:
+        reasons.append("environment: " + ", ".join(map(_arrow, environment)))
+    changes = len(config) + len(files) + len(environment) + (old.code_digest != new.code_digest)
+    return Difference("; ".join(reasons) or "nothing changed", changes)
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    names = sorted(before.keys() | after.keys())
+    return [(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)]
+
+
+def _arrow(change: tuple[str, Any, Any]) -> str:
+    name, before, after = change
+    return f"{name} {_word(before)} → {_word(after)}"
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline import facts
 from pipeline.declaration import StageSpec
+from pipeline.headline import headline
 from pipeline.keys import KeyParts
 from pipeline.lifecycle import Terminated
 from pipeline.store import NOTE, Store
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OVERRIDES = "overrides.yaml"
-DIFF = "git.diff"
+DIFF = "git.diff.txt"  # an ending that the UI shows
 
 
 def start_run(store: Store, config: DictConfig, overrides: list[str], tags: Mapping[str, str]) -> str:
     """A new run with its config, its overrides and the code's state. The id of the run."""
-    run_id = store.start(_name(config), {**tags, **_provenance()})
+    run_id = store.start(_name(config, overrides), {**tags, **_provenance()})
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     store.params(run_id, _flat({str(k): v for k, v in plain.items() if k != "pipeline"}))
@@ -56,7 +57,7 @@ def finish_run(store: Store, summary: Summary, directory: Path, status: str) -> 
     states = {
         f"moesaic.stage.{name}": f"{state.state} {state.run_id or ''}".strip() for name, state in summary.stages.items()
     }
-    store.tag(summary.run_id, {**states, "outcome": summary.status})
+    store.tag(summary.run_id, {**states, "outcome": summary.status, "cause": summary.cause or ""})
     store.artifact(summary.run_id, directory / paths.SUMMARY)
     store.finish(summary.run_id, status, _run_note(store, summary))
 
@@ -73,7 +74,7 @@ class StageRecord:
         self.store.metrics(self.run_id, result.metrics)
         self.store.datasets(self.run_id, result.datasets)
         self.store.artifacts(self.run_id, folder)
-        self.store.tag(self.run_id, {**result.tags, NOTE: result.note})
+        self.store.tag(self.run_id, {**result.tags, NOTE: _padded(result.note)})
 
 
 @contextmanager
@@ -122,22 +123,33 @@ def _provenance() -> dict[str, str]:
     return tags
 
 
-def _name(config: DictConfig) -> str:
-    """A name a person can read: the choices that matter most."""
-    parts = [OmegaConf.select(config, key) for key in ("model.name", "topology.name", "place.algorithm", "plan.policy")]
+def _name(config: DictConfig, overrides: list[str]) -> str:
+    """A name that tells runs apart: model, topology, and what was set beside them."""
     topology = f"{OmegaConf.select(config, 'topology.nodes')}x{OmegaConf.select(config, 'topology.gpus_per_node')}"
-    parts[1] = parts[1] if parts[1] and topology in str(parts[1]) else f"{parts[1]} ({topology})"
-    return " ".join(str(part) for part in parts if part)
+    name = str(OmegaConf.select(config, "topology.name") or "")
+    parts = [OmegaConf.select(config, "model.name"), name if topology in name else topology]
+    parts += [
+        o for o in overrides if not o.lstrip("+~").startswith(("model=", "topology", "tracking", "run.", "hydra"))
+    ]
+    return " ".join(str(part) for part in parts if part)[:200]
 
 
 def _run_note(store: Store, summary: Summary) -> str:
-    lines = [f"**{summary.status}**" + (f": {summary.cause}" if summary.cause else ""), ""]
-    lines += ["| stage | state | why | run | key numbers |", "|---|---|---|---|---|"]
+    """What came out in a sentence, then each stage with a link to the run that made its result."""
+    story = summary.cause or "; ".join(f"{label.lower()} {text}" for label, text in headline(summary))
+    lines = [f"**{summary.status}**" + (f": {story}" if story else ""), ""]
+    if summary.stages:
+        lines += ["| stage | state | why | made by |", "|---|---|---|---|"]
     for name, state in summary.stages.items():
         link = f"[{state.run_id[:8]}](#/experiments/{store.experiment_id}/runs/{state.run_id})" if state.run_id else ""
-        numbers = ", ".join(f"{metric} {value:.4g}" for metric, value in list(state.metrics.items())[:5])
-        lines.append(f"| {name} | {state.state} | {state.why} | {link} | {numbers} |")
-    return "\n".join(lines)
+        why = "same key" if state.state == "cached" else state.why
+        lines.append(f"| {name} | {state.state} | {why} | {link} |")
+    return _padded("\n".join(lines))
+
+
+def _padded(note: str) -> str:
+    """`note` with room beside the cells of its tables, which MLflow's UI sets without any."""
+    return "\n".join(line.replace(" |", "&emsp; |") if line.startswith("| ") else line for line in note.split("\n"))
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

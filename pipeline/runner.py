@@ -147,8 +147,18 @@ class _Walk:
     def _stage(self, spec: StageSpec, *, asked: bool) -> None:
         unknown = [stage for stage, _ in spec.inputs.values() if stage not in self.manifests]
         if unknown:  # only a dry run gets here: what comes before would run
-            self._note(spec, StageState("skipped", f"would run: waits for {', '.join(unknown)}"))
+            self._note(spec, StageState("skipped", f"would run: waits for {', '.join(dict.fromkeys(unknown))}"))
             return
+        try:
+            self._decide(spec, asked=asked)
+        except BaseException:
+            if spec.name not in self.summary.stages:  # refused before it could run
+                self.summary.stages[spec.name] = StageState("failed", "refused")
+            for later in self.specs[self.specs.index(spec) + 1 :]:
+                self.summary.stages.setdefault(later.name, StageState("skipped", f"not reached: {spec.name} failed"))
+            raise
+
+    def _decide(self, spec: StageSpec, *, asked: bool) -> None:
         config = self.configs[spec.name]
         digests = {name: self.manifests[stage].outputs[file] for name, (stage, file) in spec.inputs.items()}
         parts = key_parts(spec, config, digests)

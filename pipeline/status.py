@@ -41,6 +41,7 @@ def describe(store: Store, run: Run, *, stages: bool = False) -> dict[str, Any]:
         "status": tags.get(f"{TAG}outcome", run.info.status.lower()),
         "mlflow_status": run.info.status,
         "started": datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="seconds"),
+        "cause": tags.get(f"{TAG}cause", ""),
         "directory": tags.get(f"{TAG}directory"),
         "stages": {},
     }
@@ -78,7 +79,7 @@ def _many(runs: list[dict[str, Any]]) -> str:
     if not runs:
         return "No runs yet."
     table = Table(box=None, pad_edge=False)
-    for column in ("run", "started", "status", "what", "stages (* cached)"):
+    for column in ("run", "started", "status", "what", "stages"):
         table.add_column(column)
     for run in runs:
         stages = " ".join(
@@ -86,13 +87,15 @@ def _many(runs: list[dict[str, Any]]) -> str:
             for name, stage in run["stages"].items()
         )
         table.add_row(run["run_id"][:8], run["started"].replace("+00:00", "Z"), run["status"], run["name"], stages)
-    return _text(table)
+    return _text(table) + "\n* cached, - not run, ! failed; one run with its numbers: moesaic status RUN"
 
 
 def _one(run: dict[str, Any]) -> str:
     from rich.table import Table
 
     head = f"{run['run_id']}  {run['status']}\n{run['name']}, started {run['started']}\nfiles: {run['directory']}\n"
+    if run["cause"]:
+        head += f"cause: {run['cause']}\n"
     table = Table(box=None, pad_edge=False)
     for column in ("stage", "state", "run", "key numbers"):
         table.add_column(column)

@@ -160,7 +160,7 @@ class Store:
     def find(self, prefix: str) -> Run:
         """The run whose id is or begins with `prefix`."""
         if not prefix or not all(c in "0123456789abcdef" for c in prefix):
-            raise BadInput(f"{prefix!r} is no run id: it is the beginning of one, in hexadecimal digits.")
+            raise BadInput(f"{prefix!r} is no run id: give the hexadecimal digits that it begins with.")
         found = self.search(f"attributes.run_id LIKE '{prefix}%'", limit=2)
         if not found:
             raise BadInput(f"No run of the experiment {self.experiment!r} has an id that begins with {prefix}.")

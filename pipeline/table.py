@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.headline import headline
 from pipeline.summary import Summary
 from stages import paths
 from stages.contract import Progress, silent
@@ -35,47 +35,6 @@ def progress() -> Iterator[Progress]:
 
     with Console(stderr=True).status("") as status:
         yield lambda message, fraction: status.update(f"{message} {fraction:4.0%}")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the result table, shown if all its metrics are there."""
-
-    label: str
-    stage: str
-    metrics: tuple[str, ...]
-    text: Callable[..., str]
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.4g} {unit}"
-        count /= 1000
-    return f"{count:.4g} TB"
-
-
-ROWS = (
-    Row("Tokens observed", "collect", ("tokens", "windows"), lambda t, w: f"{t:,.0f} in {w:,.0f} windows"),
-    Row("Balancedness before", "place", ("balancedness_before",), lambda b: f"{b:.4f}"),
-    Row(
-        "Balancedness after", "place", ("balancedness", "balancedness_worst_layer"),
-        lambda b, w: f"{b:.4f}  (worst layer {w:.4f}; 1 is perfect)",
-    ),
-    Row("On windows not seen", "place", ("balancedness_next_window",), lambda b: f"{b:.4f}"),
-    Row("Experts that change GPU", "place", ("moved_slots",), lambda m: f"{m:,.0f}"),
-    Row("Bytes within nodes", "plan", ("same_node_bytes",), _bytes),
-    Row("Bytes across nodes", "plan", ("cross_node_bytes",), _bytes),
-    Row("Predicted time", "plan", ("predicted_seconds",), lambda s: f"{s:.3g} s"),
-    Row(
-        "Update time", "update", ("update_seconds", "effective_gb_per_s", "link_gb_per_s"),
-        lambda s, e, l: f"{s:.3g} s  ({e:.3g} GB/s into the busiest rank; the link alone {l:.3g} GB/s)",
-    ),
-    Row(
-        "Checksums", "verify", ("checksums_compared", "mismatches"),
-        lambda c, m: f"{c:,.0f} compared, {m:,.0f} wrong",
-    ),
-)  # fmt: skip
 
 
 def result(summary: Summary, directory: Path) -> None:
@@ -120,18 +79,12 @@ def _table(summary: Summary) -> Table:
 
     shown = Table(show_header=False, box=None, pad_edge=False)
     shown.add_column(style="bold")
-    for row in ROWS:
-        metrics = summary.stages[row.stage].metrics if row.stage in summary.stages else {}
-        if all(name in metrics for name in row.metrics):
-            shown.add_row(row.label, row.text(*(metrics[name] for name in row.metrics)))
-    shown.add_row("Verdict", VERDICTS.get(summary.status, summary.status))
+    for label, text in headline(summary):
+        shown.add_row(label, text)
+    last = [name for name, state in summary.stages.items() if state.state != "skipped"][-1:]
+    done = f"done, up to {last[0]}" if last else "done"
+    shown.add_row("Verdict", "verified: every byte is where it belongs" if summary.status == "verified" else done)
     return shown
-
-
-VERDICTS = {
-    "verified": "verified: every byte is where it belongs",
-    "done": "done (the verify stage was not asked for)",
-}
 
 
 def _print(shown: Table) -> None:

@@ -10,22 +10,30 @@ import sys
 from pipeline.store import Store, safe_uri, tracking_uri
 from stages.errors import BadInput
 
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight helpers that a viewer has no use for
+    "PYTHONWARNINGS": "ignore",
+}
 
-def serve(uri: str | None, port: int) -> int:
+
+def serve(uri: str | None, experiment: str, port: int) -> int:
     """Serve until interrupted. A tracking server is a UI itself: then its address is all there is to say."""
     store_uri = tracking_uri(uri)
     if store_uri.startswith(("http://", "https://")):
         sys.stdout.write(f"The tracking server serves its own UI: {safe_uri(store_uri)}\n")
         return 0
-    Store(store_uri, "moesaic", create=False)  # one clear sentence if there is no store
+    store = Store(store_uri, experiment, create=False)  # one clear sentence if there is no store
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise BadInput(f"Port {port} is in use: choose another with --port.")
-    sys.stdout.write(f"The MLflow UI: http://127.0.0.1:{port} (Ctrl-C ends it)\n")
+    page = f"http://127.0.0.1:{port}/#/experiments/{store.experiment_id}/runs?workflowType=machine_learning"
+    sys.stdout.write(f"The runs: {page} (Ctrl-C ends the server)\n")
     sys.stdout.flush()
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store_uri]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    server = subprocess.Popen(command, env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"})
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
+    server = subprocess.Popen(command, env={**os.environ, **QUIET})
     try:
         return server.wait()
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#718096"
@@ -22,6 +23,7 @@ def heat_map(
     axes = figure.subplots()
     image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis")
     axes.set(title=title, xlabel=x, ylabel=y)
+    _count(axes.xaxis, axes.yaxis)
     figure.colorbar(image, label=unit)
     return figure
 
@@ -36,6 +38,7 @@ def side_by_side(
     for axes, values, title in zip(both, (left, right), titles, strict=True):
         image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis", vmin=low, vmax=high)
         axes.set(title=title, xlabel=x)
+        _count(axes.xaxis, axes.yaxis)
     both[0].set_ylabel(y)
     figure.colorbar(image, ax=both, label=unit)
     return figure
@@ -50,9 +53,18 @@ def lines(
     for (name, values), colour in zip(series.items(), cycle((GREY, BLUE, ORANGE, "black")), strict=False):
         axes.plot(values, color=colour, label=name)
     axes.set(title=title, xlabel=x, ylabel=y)
+    _count(axes.xaxis)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _count(*axes: Axis) -> None:
+    """Ticks at whole numbers alone: layers, ranks and experts are counted."""
+    from matplotlib.ticker import MaxNLocator
+
+    for axis in axes:
+        axis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _figure(size: tuple[float, float]) -> Figure:

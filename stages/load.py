@@ -56,9 +56,9 @@ def write_load(folder: Path, load: LoadStats) -> tuple[str, ...]:
     with paths.atomic(folder / paths.LOAD) as temporary:
         # One metadata key: safetensors does not keep the order of several, and the digest must not change.
         save_file(tensors, temporary, metadata={"moesaic": json.dumps({"labels": list(load.labels)})})
-    totals = load.logical_count.sum(axis=0)
-    lines = ["layer," + ",".join(f"expert_{e}" for e in range(load.experts))]
-    lines += [f"{layer}," + ",".join(map(str, row)) for layer, row in enumerate(totals.tolist())]
+    totals = load.logical_count.sum(axis=0).tolist()
+    lines = ["layer,expert,count"]
+    lines += [f"{layer},{expert},{count}" for layer, row in enumerate(totals) for expert, count in enumerate(row)]
     paths.write_text(folder / paths.LOAD_PREVIEW, "\n".join(lines) + "\n")
     return paths.LOAD, paths.LOAD_PREVIEW
 

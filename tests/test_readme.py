@@ -64,7 +64,7 @@ def test_python_snippets_run() -> None:
 
 
 def test_the_table_in_the_readme_is_what_a_run_prints() -> None:
-    from pipeline.table import ROWS
+    from pipeline.headline import ROWS
 
     for row in ROWS:
         assert row.label in TEXT, row.label

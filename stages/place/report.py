@@ -61,15 +61,17 @@ class Judgement:
 
     def figures(self) -> dict[str, Figure]:
         replicas = replica_counts(self.placement.physical_to_logical_map, self.placement.experts)
-        return {
+        drawn = {
             "gpu_load": figures.side_by_side(
-                _relative(self.before), _relative(self.after), ("before", "after"),
+                _relative(self.before), _relative(self.after), (f"Before: balancedness {_mean(self.before)}", f"After: balancedness {_mean(self.after)}"),
                 x="GPU", y="MoE layer", unit="GPU load / mean of its layer",
             ),
-            "replicas": figures.heat_map(
-                replicas.astype(np.float64), "replicas of each expert", "logical expert", "MoE layer", "slots"
-            ),
         }  # fmt: skip
+        if replicas.max() > 1:
+            drawn["replicas"] = figures.heat_map(
+                replicas.astype(np.float64), "Replicas of each expert", "logical expert", "MoE layer", "slots"
+            )
+        return drawn
 
 
 def judge(load: LoadStats, placement: Placement, ranks: int, solver: Solver) -> Judgement:
@@ -134,6 +136,10 @@ def note(judgement: Judgement, headline: str, metrics: dict[str, float]) -> str:
             f"{judgement.next_window:.4f}"
         )
     return "\n".join(lines) + "\n"
+
+
+def _mean(gpu: Floats) -> str:
+    return f"{balancedness_per_layer(gpu).mean():.4f}"
 
 
 def _relative(gpu: Floats) -> Floats:

@@ -174,9 +174,7 @@ def test_help_names_the_commands() -> None:
         assert f"\n    {command}" in done.stdout
 
 
-def test_the_last_line_names_a_command_that_the_shell_finds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_last_line_names_a_command_that_the_shell_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline import table
 
     programs = tmp_path / ".venv" / "bin"

@@ -174,7 +174,8 @@ def test_a_failure_is_recorded_with_its_cause(
         toy(f"double.fail={fail}")
     summary = read_summary(toy.directory / "summary.json")
     assert (summary.status, summary.cause) == ("failed", cause)
-    assert toy.states(summary) == {"make": "ran", "double": "failed"}
+    assert toy.states(summary) == {"make": "ran", "double": "failed", "sum": "skipped"}
+    assert summary.stages["sum"].why == "not reached: double failed"
     assert summary.run_id
     run = toy.store.run(summary.run_id)
     assert run.info.status == status
@@ -214,7 +215,7 @@ def test_the_store_tells_the_story(toy: Toy) -> None:
     assert run.data.params["make.count"] == "2"
     assert run.data.metrics["double.total"] == 2.0
     assert run.data.tags["moesaic.outcome"] == "done"
-    assert "| sum | ran | first run |" in run.data.tags["mlflow.note.content"]
+    assert "| sum&emsp; | ran&emsp; | first run&emsp; |" in run.data.tags["mlflow.note.content"]
     children = {r.info.run_name: r for r in store.search(f"tags.`mlflow.parentRunId` = '{summary.run_id}'")}
     assert set(children) == {"make", "double", "sum"}
     make = children["make"]
@@ -254,3 +255,17 @@ def test_a_folder_shows_one_run_alone(toy: Toy, tmp_path: Path) -> None:
 def test_two_runs_cannot_share_a_folder(toy: Toy, tmp_path: Path) -> None:
     with FileLock(tmp_path / ".lock"), pytest.raises(BadInput, match="Another run is writing into"):
         toy(directory=tmp_path)
+
+
+def test_why_compares_with_the_earlier_run_that_is_nearest(toy: Toy) -> None:
+    toy()
+    toy("make.count=30", "seed=7")
+    assert toy("make.count=4").stages["make"].why == "config: make.count 3 → 4"
+
+
+def test_a_stage_refused_before_it_runs_is_the_one_that_failed(toy: Toy, tmp_path: Path) -> None:
+    with pytest.raises(BadInput):
+        toy(f"make.path={tmp_path / 'gone'}")
+    summary = read_summary(toy.directory / "summary.json")
+    assert toy.states(summary) == {"make": "failed", "double": "skipped", "sum": "skipped"}
+    assert "gone does not exist" in toy.store.run(str(summary.run_id)).data.tags["mlflow.note.content"]
