@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,26 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from pipeline import attached, table
+from pipeline.lifecycle import Terminated
 from pipeline.runner import Request, run_pipeline
 from pipeline.schema import CONF, register, sentence
-from stages.errors import BadInput, MoesaicError
+from stages.errors import BadInput, MoesaicError, sentence_of
 
 
 def run(arguments: list[str]) -> int:
     """Run with Hydra's command line `arguments` (overrides and flags). The exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through, and the last line can be one sentence
-    failures: list[MoesaicError] = []
+    failures: list[Exception] = []
 
     def task(config: DictConfig) -> None:
         sweep = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
             _run_once(config)
-        except MoesaicError as error:
+        except Exception as error:
             if not sweep:
                 raise
             # A point of a sweep that cannot be is recorded with its reason; the others still run.
-            sys.stderr.write(f"{error}\n")
+            sys.stderr.write(f"{sentence_of(error)}\n")
             failures.append(error)
 
     code = 1
@@ -47,19 +49,26 @@ def run(arguments: list[str]) -> int:
         if followed is not None:
             return followed
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
-        code = max((error.exit_code for error in failures), default=0)
+        code = max((getattr(error, "exit_code", 1) for error in failures), default=0)
         if failures:
-            _last_line(f"{len(failures)} of the sweep's runs failed, the last with: {failures[-1]}")
+            _last_line(f"{len(failures)} of the sweep's runs failed, the last with: {sentence_of(failures[-1])}")
     except (HydraException, OmegaConfBaseException, BadInput) as error:
         code = BadInput.exit_code
         _last_line(config_sentence(error))
     except MoesaicError as error:
         code = error.exit_code
         _last_line(str(error))
-    except KeyboardInterrupt:
-        _last_line("Interrupted: the stages that finished are kept, and the same command continues after them.")
+    except KeyboardInterrupt as error:
+        _last_line(sentence_of(error))
+    except Terminated as error:
+        _last_line(str(error))
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
+    except OSError as error:
+        _last_line(sentence_of(error))
+    except Exception as error:  # a bug, or a library's: where it happened, then what
+        traceback.print_exc()
+        _last_line(sentence_of(error))
     finally:
         sys.argv = before
         attached.release(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -68,6 +69,9 @@ def _take(store: Store, run: Run, parts: KeyParts, folder: Path) -> Hit | Miss:
             if paths.sha256(file) != digest:
                 return Miss(f"artifact {name} of run {short} was changed")
             found[name] = file
+        for name in store.files(run):
+            if name not in found and (file := store.fetch(run, name, download)) is not None:
+                found[name] = file
         remove(folder)
         folder.mkdir(parents=True)
         for name, file in found.items():
@@ -75,13 +79,8 @@ def _take(store: Store, run: Run, parts: KeyParts, folder: Path) -> Hit | Miss:
                 link(file, folder / name)
             else:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                file.rename(folder / name) if file.stat().st_dev == folder.stat().st_dev else _copy(file, folder / name)
+                shutil.move(file, folder / name)
         return Hit(run.info.run_id, manifest, dict(run.data.metrics))
-
-
-def _copy(source: Path, target: Path) -> None:
-    with paths.atomic(target) as temporary:
-        temporary.write_bytes(source.read_bytes())
 
 
 def _why_new(store: Store, parts: KeyParts) -> str:

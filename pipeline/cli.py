@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stages.errors import MoesaicError
+from stages.errors import MoesaicError, sentence_of
 
 if TYPE_CHECKING:
     from pipeline.store import Store
@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except BrokenPipeError:
         return 1
+    except OSError as error:
+        sys.stderr.write(f"{sentence_of(error)}\n")
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="runs and their stages: state, cached or not, key numbers")
     status.add_argument("run", nargs="?", metavar="RUN", help="a run id or its beginning (default: the latest runs)")
     status.add_argument("--json", action="store_true", help="print JSON")
-    status.add_argument("-n", type=int, default=10, metavar="N", help="how many runs (default: 10)")
+    status.add_argument("-n", type=_count, default=10, metavar="N", help="how many runs (default: 10)")
     status.set_defaults(command=_status)
 
     export = commands.add_parser("export", help="write a run's placement in an engine's format")
@@ -69,6 +72,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--tracking-uri", metavar="URI", help="the store (default: as `moesaic run` takes it)")
         command.add_argument("--experiment", default="moesaic", help="the MLflow experiment (default: moesaic)")
     return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 1000:
+        raise argparse.ArgumentTypeError(f"{value} is not between 1 and 1000")
+    return value
 
 
 def _status(options: argparse.Namespace) -> int:

@@ -23,12 +23,14 @@ PLACE = "place"
 
 def export(store: Store, prefix: str, engine: str, out: Path) -> str:
     """Write the placement that the run of `prefix` made or took into `out`; a sentence that says so."""
+    if out.is_dir() or not out.parent.is_dir():
+        raise BadInput(f"--out {out} is not possible: name a file in a folder that exists.")
     run = store.find(prefix)
-    tags = run.data.tags
-    if tags.get(f"{TAG}stage") == PLACE:
+    if run.data.tags.get(f"{TAG}stage") == PLACE:
         place = run
     else:
-        made_by = tags.get(f"{TAG}stage.{PLACE}", "").partition(" ")[2]
+        run = store.pipeline_run(run)
+        made_by = run.data.tags.get(f"{TAG}stage.{PLACE}", "").partition(" ")[2]
         if not made_by:
             raise BadInput(f"Run {run.info.run_id[:8]} has no placement: its place stage did not finish.")
         place = store.run(made_by)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,6 @@ class Manifest:
     git: Mapping[str, Any]
     started: str
     seconds: float
-    machine: Mapping[str, Any] = field(default_factory=dict)
 
     def parts(self) -> KeyParts:
         return KeyParts(self.stage, self.code_digest, self.config, self.inputs, self.environment)
@@ -69,9 +68,13 @@ def key_parts(spec: StageSpec, config: Any, inputs: Mapping[str, str]) -> KeyPar
                 raise BadInput(f"{name}={path} does not exist.")
             digests[name] = paths.sha256(Path(path))
     key_config = config.key_config() if hasattr(config, "key_config") else asdict(config)
-    environment = config.environment() if hasattr(config, "environment") else {}
     plain = json.loads(json.dumps(key_config))
-    return KeyParts(spec.name, code_digest(spec.target), plain, digests, dict(environment))
+    return KeyParts(spec.name, code_digest(spec.target), plain, digests, environment(config))
+
+
+def environment(config: Any) -> dict[str, str]:
+    """What of this machine can change the stage's result. Raises `BadInput` if it cannot run here."""
+    return dict(config.environment()) if hasattr(config, "environment") else {}
 
 
 def cacheable(config: Any) -> bool:

@@ -23,24 +23,39 @@ ORPHAN = "The process that ran this is gone: marked as orphan by a later run."
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived. Not an Exception, so that nothing swallows it."""
+    """SIGTERM or SIGHUP arrived. Not an Exception, so that nothing swallows it."""
 
 
 @contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Within the block SIGTERM raises `Terminated` in the main thread."""
+def ending_raises() -> Iterator[None]:
+    """Within the block SIGTERM and SIGHUP raise `Terminated` in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handler(number: int, frame: FrameType | None) -> None:
-        raise Terminated("ended by SIGTERM")
+        raise Terminated(f"Ended by {signal.Signals(number).name}: the same command continues after the last stage.")
 
-    before = signal.signal(signal.SIGTERM, handler)
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Within the block a second Ctrl-C or SIGTERM waits: what is being closed would stay half closed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def birth_tags(heartbeat_seconds: float) -> dict[str, str]:

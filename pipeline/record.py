@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,12 +23,13 @@ from pipeline.store import NOTE, Store
 from pipeline.summary import Summary
 from stages import paths
 from stages.contract import StageResult
-from stages.errors import MoesaicError
+from stages.errors import MoesaicError, sentence_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OVERRIDES = "overrides.yaml"
+MACHINE = "machine.json"
 DIFF = "git.diff.txt"  # an ending that the UI shows
 
 
@@ -41,6 +43,7 @@ def start_run(store: Store, config: DictConfig, overrides: list[str], tags: Mapp
         folder = Path(temporary)
         paths.write_text(folder / paths.CONFIG, OmegaConf.to_yaml(config, resolve=True))
         paths.write_text(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(overrides)))
+        paths.write_json(folder / MACHINE, facts.machine_facts())
         if diff := facts.git_diff():
             paths.write_text(folder / DIFF, diff)
         store.artifacts(run_id, folder)
@@ -74,6 +77,7 @@ class StageRecord:
         self.store.metrics(self.run_id, result.metrics)
         self.store.datasets(self.run_id, result.datasets)
         self.store.artifacts(self.run_id, folder)
+        self.store.protect(self.run_id)
         self.store.tag(self.run_id, {**result.tags, NOTE: _padded(result.note)})
 
 
@@ -95,7 +99,7 @@ def stage_run(store: Store, parent: str, spec: StageSpec, parts: KeyParts, why: 
         yield StageRecord(store, run_id)
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt | Terminated | SystemExit)
-        cause = str(error) if isinstance(error, MoesaicError) else f"{type(error).__name__}: {error}"
+        cause = str(error) if isinstance(error, Terminated) else sentence_of(error)
         note = error.result.note if isinstance(error, MoesaicError) and error.result else ""
         store.finish(run_id, "KILLED" if killed else "FAILED", f"**{cause}**\n\n{note}")
         raise
@@ -114,13 +118,20 @@ def _provenance() -> dict[str, str]:
     tags = {
         "mlflow.source.name": "moesaic",
         "mlflow.source.type": "LOCAL",
-        "mlflow.user": getpass.getuser(),
+        "mlflow.user": _user(),
         "version": facts.machine_facts()["packages"]["moesaic"],
         "machine": facts.machine_facts()["host"],
     }
     if git:
         tags |= {"mlflow.source.git.commit": git["commit"], "git_dirty": str(git["dirty"]).lower()}
     return tags
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under an id that no account has
+        return str(os.getuid())
 
 
 def _name(config: DictConfig, overrides: list[str]) -> str:

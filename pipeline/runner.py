@@ -16,14 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 from pipeline import facts, record
 from pipeline.checkpoint import Hit, Miss, look_up
 from pipeline.declaration import RunOptions, StageSpec, needed, selection
-from pipeline.keys import KeyParts, Manifest, cacheable, key_parts, write_manifest
-from pipeline.lifecycle import Terminated, birth_tags, heartbeat, reap_orphans, sigterm_raises
+from pipeline.keys import KeyParts, Manifest, cacheable, environment, key_parts, write_manifest
+from pipeline.lifecycle import Terminated, birth_tags, ending_raises, heartbeat, reap_orphans, signals_held
 from pipeline.schema import Root, check, stage_config, tracking_options
 from pipeline.store import Store, remove, tracking_uri
 from pipeline.summary import StageState, Summary, write_summary
 from stages import paths
 from stages.contract import Progress, StageResult, silent
-from stages.errors import BadInput, MoesaicError
+from stages.errors import BadInput, MoesaicError, sentence_of
 
 INTERRUPTS = (KeyboardInterrupt, Terminated, SystemExit)
 
@@ -48,6 +48,9 @@ def run_pipeline(request: Request) -> Summary:
         root, specs = check(request.config)
         first, last = selection(specs, root.run)
         configs = {spec.name: stage_config(request.config, spec) for spec in specs[: last + 1]}
+        for spec in specs[first : last + 1]:
+            environment(configs[spec.name])  # what this machine cannot run is said before anything runs
+            _check_target(request.directory / spec.name)
     except BadInput as error:
         _refuse(request, error)
         raise
@@ -61,7 +64,7 @@ def run_pipeline(request: Request) -> Summary:
             summary.conclude(dry_run=True)
             write_summary(request.directory, summary)
             return summary
-        for leftover in (*request.directory.glob(".*.partial"), *(request.directory / spec.name for spec in specs)):
+        for leftover in request.directory.glob(".*.partial"):
             remove(leftover)
         with _recorded(request, store, root, summary):
             walk.go(first, last)
@@ -84,11 +87,23 @@ def _own(directory: Path) -> Iterator[None]:
         lock.release()
 
 
+def _check_target(folder: Path) -> None:
+    """Raise `BadInput` unless a stage may put its files there: nothing that others made is ever replaced."""
+    if (folder.exists() or folder.is_symlink()) and not _ours(folder):
+        raise BadInput(f"{folder} is there already and was not made by moesaic: choose another hydra.run.dir.")
+
+
+def _ours(folder: Path) -> bool:
+    return folder.is_dir() and not folder.is_symlink() and (folder / paths.MANIFEST).is_file()
+
+
 def _refuse(request: Request, error: BadInput) -> None:
-    """Leave the reason why a config cannot be run: in the folder, and in the store if this is a point of a sweep."""
+    """Leave the reason why a config cannot be run: in the folder, unless it shows a run already, and in the store if
+    this is a point of a sweep."""
     request.directory.mkdir(parents=True, exist_ok=True)
     summary = Summary(run_id=None, cause=str(error))
-    write_summary(request.directory, summary)
+    if not (request.directory / paths.SUMMARY).exists():
+        write_summary(request.directory, summary)
     if not request.sweep:
         return
     root = Root(tracking=tracking_options(request.config))
@@ -103,7 +118,7 @@ def _recorded(request: Request, store: Store, root: Root, summary: Summary) -> I
     tags = {"kind": "run", "directory": str(request.directory.absolute()), **birth_tags(beat)}
     if request.sweep:
         tags["sweep"] = request.sweep
-    with sigterm_raises():
+    with ending_raises():
         summary.run_id = run_id = record.start_run(store, request.config, request.overrides, tags)
         status = "FINISHED"
         with heartbeat(store, run_id, beat):
@@ -112,11 +127,12 @@ def _recorded(request: Request, store: Store, root: Root, summary: Summary) -> I
             except BaseException as error:
                 status = "KILLED" if isinstance(error, INTERRUPTS) else "FAILED"
                 summary.status = "failed"
-                summary.cause = str(error) if isinstance(error, MoesaicError) else f"{type(error).__name__}: {error}"
+                summary.cause = str(error) if isinstance(error, Terminated) else sentence_of(error)
                 raise
             finally:
-                write_summary(request.directory, summary)
-                record.finish_run(store, summary, request.directory, status)
+                with signals_held():
+                    write_summary(request.directory, summary)
+                    record.finish_run(store, summary, request.directory, status)
 
 
 def open_store(root: Root) -> Store:
@@ -143,6 +159,8 @@ class _Walk:
                 self._stage(spec, asked=index >= first)
             else:
                 self.summary.stages[spec.name] = StageState("skipped", "not asked for")
+                if not self.run.dry_run and _ours(stale := self.request.directory / spec.name):
+                    remove(stale)  # it shows what another config made
 
     def _stage(self, spec: StageSpec, *, asked: bool) -> None:
         unknown = [stage for stage, _ in spec.inputs.values() if stage not in self.manifests]
@@ -242,7 +260,6 @@ class _Walk:
             git=facts.git_facts(),
             started=started,
             seconds=round(seconds, 3),
-            machine=facts.machine_facts(),
         )
         write_manifest(partial, manifest)
         groups = OmegaConf.masked_copy(self.request.config, list(spec.groups))

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pipeline.store import TAG, Store
-from stages.errors import BadInput
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -26,7 +25,7 @@ FIRST_METRICS = 4
 def status(store: Store, prefix: str | None, limit: int, *, as_json: bool) -> str:
     """Text (or JSON) about the run that `prefix` begins, or the latest `limit` runs."""
     if prefix is not None:
-        value = describe(store, _pipeline_run(store, prefix), stages=True)
+        value = describe(store, store.pipeline_run(store.find(prefix)), stages=True)
         return json.dumps(value, indent=1) if as_json else _one(value)
     runs = [describe(store, run) for run in store.search(f"tags.`{TAG}kind` = 'run'", limit=limit)]
     return json.dumps(runs, indent=1) if as_json else _many(runs)
@@ -62,15 +61,6 @@ def describe(store: Store, run: Run, *, stages: bool = False) -> dict[str, Any]:
                 "metrics": child.data.metrics,
             }
     return value
-
-
-def _pipeline_run(store: Store, prefix: str) -> Run:
-    run = store.find(prefix)
-    if run.data.tags.get(f"{TAG}kind") == "stage":
-        return store.run(run.data.tags["mlflow.parentRunId"])
-    if run.data.tags.get(f"{TAG}kind") != "run":
-        raise BadInput(f"{prefix} is no run of moesaic.")
-    return run
 
 
 def _many(runs: list[dict[str, Any]]) -> str:

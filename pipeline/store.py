@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlparse
 from filelock import FileLock
 
 from stages.contract import Dataset
-from stages.errors import BadInput, MoesaicError
+from stages.errors import BadInput, MoesaicError, sentence_of
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -59,7 +59,10 @@ class Store:
                 raise BadInput(
                     f"There is no tracking store at {path}: run `moesaic run` first, or set MLFLOW_TRACKING_URI."
                 )
-            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise MoesaicError(f"The tracking store cannot be made: {sentence_of(error)}") from error
             artifact_location = artifact_location or (path.parent.absolute() / "mlartifacts").as_uri()
             # The first client migrates the schema and names the experiment; several at once would break both.
             with FileLock(path.with_suffix(".lock")):
@@ -75,6 +78,7 @@ class Store:
 
     def _experiment(self, artifact_location: str | None, create: bool) -> str:
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         try:
             found = self.client.get_experiment_by_name(self.experiment)
@@ -83,8 +87,10 @@ class Store:
                     return str(self.client.create_experiment(self.experiment, artifact_location, tags=EXPERIMENT_TAGS))
                 except MlflowException:  # another process was first
                     found = self.client.get_experiment_by_name(self.experiment)
-        except MlflowException as error:
-            raise MoesaicError(f"The tracking store {safe_uri(self.uri)} does not answer: {_line(error)}") from error
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            raise MoesaicError(
+                f"The tracking store {safe_uri(self.uri)} cannot be used: {sentence_of(error)}"
+            ) from error
         if found is None:
             raise BadInput(f"The tracking store has no experiment {self.experiment!r} yet: run `moesaic run` first.")
         if found.lifecycle_stage != "active":
@@ -151,6 +157,20 @@ class Store:
         """Upload all files below `folder`."""
         self.client.log_artifacts(run_id, str(folder))
 
+    def protect(self, run_id: str) -> None:
+        """Take the right to write from a run's artifacts, where they are files here: run folders link to them."""
+        local = local_folder(self.run(run_id))
+        for file in local.rglob("*") if local is not None else ():
+            if file.is_file():
+                file.chmod(0o444)
+
+    def files(self, run: Run, folder: str = "") -> list[str]:
+        """The names of all artifact files of `run`."""
+        found: list[str] = []
+        for item in self.client.list_artifacts(run.info.run_id, folder or None):
+            found += self.files(run, item.path) if item.is_dir else [item.path]
+        return found
+
     def artifact(self, run_id: str, file: Path, folder: str | None = None) -> None:
         self.client.log_artifact(run_id, str(file), folder)
 
@@ -159,6 +179,7 @@ class Store:
 
     def find(self, prefix: str) -> Run:
         """The run whose id is or begins with `prefix`."""
+        prefix = prefix.lower()
         if not prefix or not all(c in "0123456789abcdef" for c in prefix):
             raise BadInput(f"{prefix!r} is no run id: give the hexadecimal digits that it begins with.")
         found = self.search(f"attributes.run_id LIKE '{prefix}%'", limit=2)
@@ -167,6 +188,15 @@ class Store:
         if len(found) > 1:
             raise BadInput(f"More than one run has an id that begins with {prefix}: give more of it.")
         return found[0]
+
+    def pipeline_run(self, run: Run) -> Run:
+        """`run` itself if it is a run of the pipeline, or the one that it is a stage of."""
+        kind = run.data.tags.get(f"{TAG}kind")
+        if kind == "stage":
+            return self.run(run.data.tags["mlflow.parentRunId"])
+        if kind != "run":
+            raise BadInput(f"{run.info.run_id[:8]} is no run of moesaic.")
+        return run
 
     def search(self, query: str, limit: int = 100) -> list[Run]:
         """Newest first."""
@@ -207,7 +237,8 @@ def link(source: Path, target: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    if folder.exists():
+    """Remove a folder if it is there."""
+    if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder)
 
 
@@ -219,7 +250,3 @@ def safe_uri(uri: str) -> str:
 
 def _tags(tags: Mapping[str, str]) -> dict[str, str]:
     return {(name if "." in name else TAG + name): str(value)[:TAG_LIMIT] for name, value in tags.items()}
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]

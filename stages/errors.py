@@ -18,6 +18,18 @@ class MoesaicError(Exception):
         self.result = result
 
 
+def sentence_of(error: BaseException) -> str:
+    """What went wrong, as one line for a person: the message of an error of ours, else the kind and the first line."""
+    if isinstance(error, MoesaicError):
+        return " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted: the stages that finished are kept, and the same command continues after them."
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
 class BadInput(MoesaicError):
     """A config value or an input file is wrong: the message names it, and what is allowed."""
 

@@ -15,6 +15,7 @@ BACKENDS = ("auto", "gloo", "nccl")
 RANKS = ("auto", "local", "attached")
 WEIGHTS = ("synthetic",)
 DEFAULT_LINK_MIB = {"gloo": 16, "nccl": 1024}
+MAX_TIMEOUT_SECONDS = 1e6
 
 
 @dataclass
@@ -43,8 +44,10 @@ class UpdateOptions:
         for key, values in allowed.items():
             if getattr(self, key) not in values:
                 raise BadInput(f"update.{key}={getattr(self, key)} is not known; allowed are {', '.join(values)}.")
-        if not self.timeout_seconds > 0:
-            raise BadInput(f"update.timeout_seconds={self.timeout_seconds} is not possible: it must be above 0.")
+        if not 0 < self.timeout_seconds < MAX_TIMEOUT_SECONDS:
+            raise BadInput(
+                f"update.timeout_seconds={self.timeout_seconds} is not possible: it must be above 0 and below {MAX_TIMEOUT_SECONDS:g}."
+            )
         if self.link_mib is not None and self.link_mib < 1:
             raise BadInput(f"update.link_mib={self.link_mib} is not possible: it must be at least 1.")
 

@@ -19,6 +19,7 @@ PEER_LOST = re.compile(
 """What a rank says when another one went away: a consequence, not a cause."""
 
 
+TIMED_OUT = re.compile(r"timed out|timeout", re.IGNORECASE)
 SOURCE_PLACE = re.compile(r"\[?/?[\w./-]+\.(cc|cpp|h|hpp):\d+\]?,?\s*")
 ADVICE = re.compile(r"\s*This is typically caused by.*$", re.DOTALL)
 LONGEST = 400

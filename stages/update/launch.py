@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import MoesaicError
-from stages.update.failures import Death, recorded_error, root_cause
+from stages.update.failures import TIMED_OUT, Death, recorded_error, root_cause
 from stages.update.machine import cores
 from stages.update.network import network_defaults
-from stages.update.progress_board import OnReport, ProgressBoard, silent
+from stages.update.progress_board import OnReport, ProgressBoard, silent, where
 from stages.update.seat import LocalSeat
 
 if TYPE_CHECKING:
@@ -154,11 +154,21 @@ def _failure(codes: list[int | None], context: PContext, board: ProgressBoard) -
     if not deaths:
         return MoesaicError("A rank ended by SIGTERM.")
     cause = root_cause(deaths)
-    failure = MoesaicError(str(cause))
+    silent_ranks = [rank for rank in range(len(codes)) if rank not in {death.rank for death in deaths}]
+    failure = MoesaicError(str(cause) + (_silence(silent_ranks, board) if TIMED_OUT.search(cause.error) else ""))
     log = Path(context.stderrs[cause.rank])
     tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:] if log.exists() else []
     failure.add_note(cause.traceback or "\n".join(tail))
     return failure
+
+
+def _silence(ranks: list[int], board: ProgressBoard) -> str:
+    """Which ranks neither ended nor said anything while another waited for them in vain."""
+    if not ranks:
+        return ""
+    phase, layer, _ = board.of(ranks[0])
+    names = ", ".join(map(str, ranks))
+    return f"; rank {names} did not answer: last seen {where(phase, layer)}"
 
 
 @contextmanager

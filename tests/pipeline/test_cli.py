@@ -186,3 +186,46 @@ def test_the_last_line_names_a_command_that_the_shell_finds(tmp_path: Path, monk
     assert table._command() == ".venv/bin/moesaic"
     monkeypatch.setenv("PATH", str(programs))
     assert table._command() == "moesaic"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["status", "-n", "0"], 2, "0 is not between 1 and 1000"),
+        (["status", "--tracking-uri", "sqlite:///{here}/junk.db"], 1, "cannot be used"),
+        (["export", "0", "--to", "sglang", "--out", "{here}"], 2, "name a file in a folder that exists"),
+    ],
+)
+def test_bad_arguments_get_one_sentence(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
+) -> None:
+    assert main(["run", *TINY, f"hydra.run.dir={here}/one"]) == 0
+    (here / "junk.db").write_text("no database")
+    capsys.readouterr()
+    try:
+        found = main([argument.format(here=here) for argument in arguments])
+    except SystemExit as end:  # argparse
+        found = int(str(end.code))
+    assert found == code
+    assert words in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_what_this_machine_cannot_run_is_said_before_anything_runs(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has GPUs")
+    overrides = [o for o in TINY if not o.startswith("run.last")]
+    assert main(["run", *overrides, "update.backend=nccl", f"hydra.run.dir={here}/one"]) == 2
+    captured = capsys.readouterr()
+    assert "update.backend=nccl is not possible" in captured.err.strip().splitlines()[-1]
+    assert "collect  runs" not in captured.out
+
+
+def test_a_user_id_without_an_account_is_no_obstacle(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("USER", "LOGNAME", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54321)
+    assert main(["run", *TINY, f"hydra.run.dir={here}/one"]) == 0

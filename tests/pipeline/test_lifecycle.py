@@ -46,7 +46,7 @@ def end(process: subprocess.Popen[str], number: int) -> str:
     return process.communicate(timeout=30)[1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_marks_the_run_killed_at_once(toy: Toy, number: int) -> None:
     process = start(toy.folder, "double.fail=wait")
     wait_for(toy.folder / "other" / "waiting", process)
@@ -54,6 +54,8 @@ def test_a_signal_marks_the_run_killed_at_once(toy: Toy, number: int) -> None:
     assert process.returncode != 0
     summary = read_summary(toy.folder / "other" / "summary.json")
     assert summary.status == "failed"
+    assert summary.cause is not None
+    assert "the same command continues" in summary.cause
     assert toy.store.run(str(summary.run_id)).info.status == "KILLED"
     assert toy.store.run(str(summary.stages["double"].run_id)).info.status == "KILLED"
     assert toy.states(toy()) == {"make": "cached", "double": "ran", "sum": "ran"}

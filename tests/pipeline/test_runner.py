@@ -227,10 +227,10 @@ def test_the_store_tells_the_story(toy: Toy) -> None:
     figures = {item.path for item in store.client.list_artifacts(children["sum"].info.run_id, "figures")}
     assert figures == {"figures/line.png"}
     top = {item.path for item in store.client.list_artifacts(run.info.run_id)}
-    assert {"config.yaml", "overrides.yaml", "summary.json"} <= top
+    assert {"config.yaml", "overrides.yaml", "machine.json", "summary.json"} <= top
     manifest = json.loads((toy.directory / "sum" / "manifest.json").read_text())
     wanted = {"stage", "key", "code_digest", "config", "inputs", "outputs", "environment", "git", "started", "seconds"}
-    assert wanted <= set(manifest)
+    assert set(manifest) == wanted
     assert (
         manifest["inputs"]["doubled"]
         == json.loads((toy.directory / "double" / "manifest.json").read_text())["outputs"]["doubled.json"]
@@ -250,6 +250,49 @@ def test_a_folder_shows_one_run_alone(toy: Toy, tmp_path: Path) -> None:
     toy("make.count=9", "run.last=make", directory=tmp_path / "same")
     assert (tmp_path / "same" / "make").is_dir()
     assert not (tmp_path / "same" / "sum").exists()  # it would show what another config made
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_what_others_made_is_never_replaced(toy: Toy, tmp_path: Path, kind: str) -> None:
+    mine = tmp_path / "project" / "double"
+    mine.parent.mkdir()
+    if kind == "folder":
+        mine.mkdir()
+        (mine / "thesis.txt").write_text("precious")
+    elif kind == "file":
+        mine.write_text("precious")
+    else:
+        (tmp_path / "elsewhere").mkdir()
+        mine.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BadInput, match="double is there already and was not made by moesaic"):
+        toy(directory=mine.parent)
+    toy("run.last=make", directory=mine.parent)
+    assert mine.exists()
+    if kind != "link":
+        assert (mine if kind == "file" else mine / "thesis.txt").read_text() == "precious"
+
+
+def test_an_input_may_lie_in_the_folder_of_the_run(toy: Toy, tmp_path: Path) -> None:
+    toy(directory=tmp_path / "same")
+    summary = toy(f"make.path={tmp_path / 'same' / 'make' / 'numbers.json'}", directory=tmp_path / "same")
+    assert summary.stages["make"].state == "ran"
+
+
+def test_a_refused_config_does_not_hide_a_finished_run(toy: Toy, tmp_path: Path) -> None:
+    first = toy(directory=tmp_path / "same")
+    with pytest.raises(BadInput):
+        toy("make.count=0", directory=tmp_path / "same")
+    assert read_summary(tmp_path / "same" / "summary.json").run_id == first.run_id
+
+
+def test_a_cached_stage_shows_all_that_the_first_run_did(toy: Toy) -> None:
+    first = toy()
+    made = {path.relative_to(toy.directory) for path in (toy.directory / "sum").rglob("*")}
+    toy()
+    assert {path.relative_to(toy.directory) for path in (toy.directory / "sum").rglob("*")} == made
+    assert {"manifest.json", "config.yaml", "figures", "line.png"} <= {path.name for path in made}
+    stored = Path(toy.store.run(str(first.stages["sum"].run_id)).info.artifact_uri.removeprefix("file://"))
+    assert oct((stored / "sum.json").stat().st_mode)[-3:] == "444"
 
 
 def test_two_runs_cannot_share_a_folder(toy: Toy, tmp_path: Path) -> None:

@@ -48,7 +48,11 @@ def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
         ({"backend": "mpi"}, "update.backend=mpi is not known; allowed are auto, gloo, nccl."),
         ({"ranks": "some"}, "update.ranks=some is not known; allowed are auto, local, attached."),
         ({"weights": "mine"}, "update.weights=mine is not known; allowed are synthetic."),
-        ({"timeout_seconds": 0.0}, "update.timeout_seconds=0.0 is not possible: it must be above 0."),
+        ({"timeout_seconds": 0.0}, "update.timeout_seconds=0.0 is not possible: it must be above 0 and below 1e+06."),
+        (
+            {"timeout_seconds": float("inf")},
+            "update.timeout_seconds=inf is not possible: it must be above 0 and below 1e+06.",
+        ),
         ({"link_mib": 0}, "update.link_mib=0 is not possible: it must be at least 1."),
     ],
 )
