@@ -166,6 +166,8 @@ class Store:
 
     def files(self, run: Run, folder: str = "") -> list[str]:
         """The names of all artifact files of `run`."""
+        if (local := local_folder(run)) is not None:
+            return [file.relative_to(local).as_posix() for file in local.rglob("*") if file.is_file()]
         found: list[str] = []
         for item in self.client.list_artifacts(run.info.run_id, folder or None):
             found += self.files(run, item.path) if item.is_dir else [item.path]
