@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 def start(folder: Path, *overrides: str, name: str = "other") -> subprocess.Popen[str]:
     """The toy pipeline in a process of its own."""
     code = f"""
+        import signal
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started the tests behind it
         from pathlib import Path
         from tests.pipeline.conftest import Toy
         Toy(Path({str(folder)!r}))(*{list(overrides)!r}, directory=Path({str(folder / name)!r}))

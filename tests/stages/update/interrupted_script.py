@@ -34,4 +34,5 @@ def main(ranks: int) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(3))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started the tests behind it
     sys.exit(main(int(sys.argv[1])))
