@@ -21,6 +21,7 @@ EXECUTION = "execution.json"
 CHECKSUMS = "checksums.parquet"
 CHECKSUMS_PREVIEW = "checksums.csv"
 TRACE = "trace.json"
+SHARDS = "shards"
 VERDICT = "verdict.json"
 MISMATCHES_PREVIEW = "mismatches.csv"
 

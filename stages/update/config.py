@@ -12,12 +12,14 @@ from stages.errors import BadInput
 from stages.model import ModelSpec
 from stages.topology import Topology
 from stages.update import machine
+from stages.weight_shards import ShardSource
 from stages.weight_source import FROM_FILES, ExpertSource, open_source
 
 EXECUTORS = ("reference",)
 BACKENDS = ("auto", "gloo", "nccl")
 RANKS = ("auto", "local", "attached")
 WEIGHTS = ("synthetic", *FROM_FILES)
+SAVE = (None, "shards")
 DEFAULT_LINK_MIB = {"gloo": 16, "nccl": 1024}
 MAX_TIMEOUT_SECONDS = 1e6
 
@@ -30,7 +32,8 @@ class UpdateOptions:
     backend:         `auto` takes NCCL where there is a GPU for every rank, gloo otherwise
     ranks:           `local` ranks are started on this host, `attached` ones were started by torchrun or Slurm
     weights:         where the weights come from: the generator, or files
-    weights_path:    the folder of the files: a checkpoint of Hugging Face
+    weights_path:    the folder of the files: a checkpoint of Hugging Face, or shards that an update saved
+    save:            `shards` leaves what every slot holds in the end as files of the run
     timeout_seconds: how long a rank waits for its peers before it fails
     oversubscribe:   let NCCL ranks share GPUs, over sockets: for tests, not for speed
     link_mib:        size of the message that the link is measured with; null: 1024 with NCCL, 16 with gloo
@@ -41,6 +44,7 @@ class UpdateOptions:
     ranks: str = "auto"
     weights: str = "synthetic"
     weights_path: str | None = None
+    save: str | None = None
     timeout_seconds: float = 120.0
     oversubscribe: bool = False
     link_mib: int | None = None
@@ -50,6 +54,8 @@ class UpdateOptions:
         for key, values in allowed.items():
             if getattr(self, key) not in values:
                 raise BadInput(f"update.{key}={getattr(self, key)} is not known; allowed are {', '.join(values)}.")
+        if self.save not in SAVE:
+            raise BadInput(f"update.save={self.save} is not known; allowed are null, shards.")
         if self.weights in FROM_FILES and not self.weights_path:
             raise BadInput(f"update.weights={self.weights} needs update.weights_path: the folder of the files.")
         if not 0 < self.timeout_seconds < MAX_TIMEOUT_SECONDS:
@@ -89,6 +95,12 @@ class UpdateStageConfig:
     def link_mib(self, backend: str) -> int:
         return self.update.link_mib or DEFAULT_LINK_MIB[backend]
 
+    @property
+    def origin(self) -> str:
+        """The kind of weights (`update.weights`) that these were before any update saved them."""
+        source = self.weight_source
+        return source.index.origin if isinstance(source, ShardSource) else self.update.weights
+
     def check_weights(self, layers: int, experts: int) -> None:
         """Raise `BadInput` unless the files hold all of these experts, as the model has them."""
         if self.weight_source is not None:
@@ -103,6 +115,7 @@ class UpdateStageConfig:
             "update": {
                 "executor": options.executor,
                 "weights": options.weights,
+                "save": options.save,
                 "oversubscribe": options.oversubscribe,
                 "link_mib": self.link_mib(self.machine().backend),
             },

@@ -21,7 +21,8 @@ class Phase(IntEnum):
     link = 5
     update = 6
     checksum_after = 7
-    done = 8
+    save = 8
+    done = 9
 
 
 DOING = {
@@ -33,6 +34,7 @@ DOING = {
     Phase.link: "measuring the link",
     Phase.update: "updating",
     Phase.checksum_after: "hashing slots after the update",
+    Phase.save: "saving the slots",
     Phase.done: "finishing",
 }
 

@@ -20,7 +20,8 @@ from stages.update.link import connect_all, measure_link
 from stages.update.measured import Measured
 from stages.update.progress_board import Phase
 from stages.update.rank import Rank
-from stages.update.weights import allocate, checksums, fill
+from stages.update.save import save_shard
+from stages.update.weights import allocate, check_filled, checksums, fill
 
 
 def update_rank(rank: Rank, config: UpdateStageConfig, job: Job) -> Measured:
@@ -36,6 +37,7 @@ def update_rank(rank: Rank, config: UpdateStageConfig, job: Job) -> Measured:
         fill(weights, config, job.old[:, own])
     with spans(Phase.checksum_before):
         before = checksums(weights)
+    check_filled(config, job.old[:, own], before)
     with spans(Phase.link):
         connect_all(rank)
         link = measure_link(rank, config.link_mib(rank.backend))
@@ -44,6 +46,9 @@ def update_rank(rank: Rank, config: UpdateStageConfig, job: Job) -> Measured:
     _check_bytes(rank, job, moved)
     with spans(Phase.checksum_after):
         after = checksums(weights)
+    if config.update.save is not None:
+        rank.report(Phase.save)
+        save_shard(config, job, rank.rank, weights, after)
     rank.report(Phase.done)
 
     numbers = torch.tensor([moved.received_bytes, moved.sent_bytes, moved.staging_bytes])

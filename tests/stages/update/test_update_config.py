@@ -50,7 +50,8 @@ def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
         ({"executor": "magic"}, "update.executor=magic is not known; allowed are reference."),
         ({"backend": "mpi"}, "update.backend=mpi is not known; allowed are auto, gloo, nccl."),
         ({"ranks": "some"}, "update.ranks=some is not known; allowed are auto, local, attached."),
-        ({"weights": "mine"}, "update.weights=mine is not known; allowed are synthetic, safetensors."),
+        ({"weights": "mine"}, "update.weights=mine is not known; allowed are synthetic, safetensors, shards."),
+        ({"save": "pickle"}, "update.save=pickle is not known; allowed are null, shards."),
         ({"weights": "safetensors"}, "update.weights=safetensors needs update.weights_path: the folder of the files."),
         ({"timeout_seconds": 0.0}, "update.timeout_seconds=0.0 is not possible: it must be above 0 and below 1e+06."),
         (
@@ -126,6 +127,7 @@ def test_key_holds_what_changes_the_result(monkeypatch: pytest.MonkeyPatch) -> N
     different = [
         config(oversubscribe=True),
         config(link_mib=8),
+        config(save="shards"),
         replace(base, seed=1),
         replace(base, model=replace(base.model, scale=0.5)),
         replace(base, topology=Topology(nodes=4, gpus_per_node=2)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +86,17 @@ def test_too_little_memory_is_said_before_ranks_start(
     monkeypatch.setattr(machine, "available_memory", lambda: 10**6)
     with pytest.raises(BadInput, match=r"The slots of 4 ranks need 0\.\d GB, and this machine has 0\.0 GB"):
         update(config_of(CASE, RANKS), inputs, tmp_path, lambda message, fraction: None)
+
+
+def test_too_little_disk_is_said_before_ranks_start(
+    tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(CASE, RANKS)
+    config = replace(config, update=replace(config.update, save="shards"))
+    needed = JOB.new.size * config.model.expert_bytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": needed - 1}))
+    with pytest.raises(BadInput, match=r"^update\.save=shards needs 0\.0 GB in .*, and 0\.0 GB are free there\.$"):
+        update(config, inputs, tmp_path, lambda message, fraction: None)
 
 
 def test_another_scale_than_the_plan_was_made_for(tmp_path: Path, inputs: dict[str, Path]) -> None:
