@@ -34,6 +34,7 @@ class UpdateOptions:
     weights:         where the weights come from: the generator, or files
     weights_path:    the folder of the files: a checkpoint of Hugging Face, or shards that an update saved
     save:            `shards` leaves what every slot holds in the end as files of the run
+    functional:      also show that the experts make the same of random tokens before and after
     timeout_seconds: how long a rank waits for its peers before it fails
     oversubscribe:   let NCCL ranks share GPUs, over sockets: for tests, not for speed
     link_mib:        size of the message that the link is measured with; null: 1024 with NCCL, 16 with gloo
@@ -45,6 +46,7 @@ class UpdateOptions:
     weights: str = "synthetic"
     weights_path: str | None = None
     save: str | None = None
+    functional: bool = False
     timeout_seconds: float = 120.0
     oversubscribe: bool = False
     link_mib: int | None = None
@@ -108,14 +110,15 @@ class UpdateStageConfig:
 
     def key_config(self) -> Mapping[str, object]:
         options, model = self.update, self.model
-        names: dict[str, object] = {}
+        names: dict[str, object] = {"top_k": model.top_k} if options.functional else {}
         if options.weights in FROM_FILES:  # where in the files a layer lies
-            names = {"first_moe_layer": model.first_moe_layer, "dense_layers": model.dense_layers}
+            names |= {"first_moe_layer": model.first_moe_layer, "dense_layers": model.dense_layers}
         return {
             "update": {
                 "executor": options.executor,
                 "weights": options.weights,
                 "save": options.save,
+                "functional": options.functional,
                 "oversubscribe": options.oversubscribe,
                 "link_mib": self.link_mib(self.machine().backend),
             },

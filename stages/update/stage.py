@@ -11,6 +11,7 @@ from stages import paths
 from stages.checksum_table import ChecksumTable, write_checksums
 from stages.contract import Progress, StageResult
 from stages.execution import Execution, write_execution
+from stages.functional import write_functional
 from stages.update import attached
 from stages.update.config import UpdateStageConfig
 from stages.update.job import Job, read_job
@@ -94,6 +95,7 @@ def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Mea
         *write_execution(folder, execution),
         *write_checksums(folder, table),
         *write_trace(folder, measured),
+        *write_functional(folder, measured.proof()),
         *finish_shards(config, job, folder),
     )
     metrics = (

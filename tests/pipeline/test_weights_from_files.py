@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -80,8 +81,11 @@ def test_saved_shards_are_the_weights_of_the_next_run(here: Path, capsys: pytest
 
     kept = Checkpoint(shards, made.model, made.title, made.slot)
     there = ("update.weights=shards", f"place.current={here / 'one' / 'place' / 'placement.json'}")
-    code, second = run(here, kept, "two", *there, "seed=1", "update.save=shards")
+    code, second = run(here, kept, "two", *there, "seed=1", "update.save=shards", "verify.functional=true")
     assert (code, second.status) == (0, "verified"), capsys.readouterr().err
+    metrics = second.stages["verify"].metrics
+    assert metrics["outputs_compared"] > 0 == metrics["outputs_different"]
+    assert re.search(r"Expert outputs +\d+ for random tokens compared, 0 different", capsys.readouterr().out)
     verdict = json.loads((here / "two" / "verify" / "verdict.json").read_text())
     assert f"Compared with every expert read anew from {shards} (shards of 2 ranks)." in verdict["checks"]
 

@@ -128,12 +128,16 @@ def test_key_holds_what_changes_the_result(monkeypatch: pytest.MonkeyPatch) -> N
         config(oversubscribe=True),
         config(link_mib=8),
         config(save="shards"),
+        config(functional=True),
         replace(base, seed=1),
         replace(base, model=replace(base.model, scale=0.5)),
         replace(base, topology=Topology(nodes=4, gpus_per_node=2)),
     ]
     assert all(other.key_config() != base.key_config() for other in different)
     assert base.external_files() == {}
+    top_k = [replace(config(functional=on), model=replace(base.model, top_k=3)).key_config() for on in (False, True)]
+    assert top_k[0] == base.key_config()
+    assert top_k[1] != config(functional=True).key_config()
     on_cpus = base.key_config()
     with_gpus(monkeypatch, 8)
     assert base.key_config() != on_cpus  # the link is measured with another message

@@ -39,7 +39,13 @@ def test_what_an_update_leaves(tmp_path: Path, inputs: dict[str, Path]) -> None:
     folder.mkdir()
     result = update(config_of(CASE, RANKS), inputs, folder, lambda message, fraction: said.append((message, fraction)))
 
-    assert set(result.files) == {"execution.json", "checksums.parquet", "checksums.csv", "trace.json"}
+    assert set(result.files) == {
+        "execution.json",
+        "checksums.parquet",
+        "checksums.csv",
+        "trace.json",
+        "functional.json",
+    }
     assert {file.name for file in folder.iterdir()} == set(result.files)
     execution = read_execution(folder / "execution.json")
     assert execution.received_bytes == JOB.received_bytes().tolist()
@@ -109,7 +115,7 @@ def test_another_scale_than_the_plan_was_made_for(tmp_path: Path, inputs: dict[s
 def test_measured_survives_as_bytes() -> None:
     shapes = {
         "before": (2, 4, 3), "after": (2, 4, 3), "received": (2,), "sent": (2,), "staging": (2,), "seconds": (2,),
-        "layer_seconds": (2, 2), "spans": (2, 5, 2), "link_gb_per_s": (1,),
+        "layer_seconds": (2, 2), "spans": (2, 5, 2), "link_gb_per_s": (1,), "functional": (3,),
     }  # fmt: skip
     values = {name: np.arange(np.prod(shape)).reshape(shape) for name, shape in shapes.items()}
     again = Measured.from_bytes(Measured(**values).to_bytes())
