@@ -60,6 +60,11 @@ class UpdateOptions:
             raise BadInput(f"update.save={self.save} is not known; allowed are null, shards.")
         if self.weights in FROM_FILES and not self.weights_path:
             raise BadInput(f"update.weights={self.weights} needs update.weights_path: the folder of the files.")
+        if self.weights not in FROM_FILES and self.weights_path:
+            raise BadInput(
+                f"update.weights_path={self.weights_path} is not read with update.weights={self.weights}; it is with "
+                f"{' or '.join(FROM_FILES)}."
+            )
         if not 0 < self.timeout_seconds < MAX_TIMEOUT_SECONDS:
             raise BadInput(
                 f"update.timeout_seconds={self.timeout_seconds} is not possible: it must be above 0 and below {MAX_TIMEOUT_SECONDS:g}."

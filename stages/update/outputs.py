@@ -19,7 +19,7 @@ from stages.update.arithmetic import arithmetic_for
 from stages.update.config import UpdateStageConfig
 from stages.update.job import Job
 from stages.update.rank import Rank
-from stages.update.routing import Ints, Routing, rounds_for, route, serving_slots
+from stages.update.routing import Ints, Routing, most_replicas, route, serving_slots
 from stages.update.weights import Weights
 
 Sums = npt.NDArray[np.uint64]
@@ -32,10 +32,11 @@ class Outputs:
     def __init__(self, config: UpdateStageConfig, job: Job) -> None:
         self._job = job
         self._arithmetic = arithmetic_for(config.model.scaled_tensors(), config.seed, config.origin)
-        rounds = rounds_for([job.old, job.new], job.experts)
+        needs = most_replicas([job.old, job.new], job.experts)
         top_k = config.model.top_k or DEFAULT_TOP_K
         self._routings = [
-            route(config.seed, layer, _held_in_both(job, layer), rounds, top_k) for layer in range(job.layers)
+            route(config.seed, layer, there := _held_in_both(job, layer), needs[layer, there], top_k)
+            for layer in range(job.layers)
         ]
 
     def of(self, rank: Rank, weights: Weights, expert_map: ExpertMap) -> list[Sums]:

@@ -25,25 +25,26 @@ class Routing:
     turn: Ints
 
 
-def route(seed: int, layer: int, experts: Ints, rounds: int, top_k: int) -> Routing:
-    """Route tokens so that every one of `experts` gets at least `rounds` of them, and each token `top_k` experts.
+def route(seed: int, layer: int, experts: Ints, needs: Ints, top_k: int) -> Routing:
+    """Route as many tokens as it takes to send `needs[i]` or more to `experts[i]`; each goes to `top_k` experts.
 
-    In every round the router likes the experts in a random order. A round's first token takes the `top_k` best, the
-    next one the next best; the last one fills up with the best. So every replica comes to serve some token, as long
-    as an expert has no more than `rounds` of them.
+    In every round the router likes the experts in a random order, those first that still need a token. The first token
+    takes the `top_k` best, the next one the next best, until none is in need.
     """
-    if not len(experts):
-        return Routing(*(np.empty(0, dtype=np.int64) for _ in range(3)))
     top_k = min(top_k, len(experts))
-    tokens = -(-len(experts) // top_k)
-    round_, expert = np.meshgrid(np.arange(rounds), experts, indexing="ij")
+    parts = [np.empty(0, dtype=np.int64)]
+    for round_ in range(int(needs.max(initial=0))):
+        needy = needs > round_
+        liked = experts[np.lexsort((_scores(seed, layer, round_, experts), ~needy))]
+        choices = -(-int(needy.sum()) // top_k) * top_k
+        parts.append(liked[np.arange(choices) % len(liked)])
+    expert = np.concatenate(parts)
+    return Routing(expert, np.arange(len(expert)) // max(1, top_k), _turns(expert))
+
+
+def _scores(seed: int, layer: int, round_: int, experts: Ints) -> npt.NDArray[np.uint64]:
     start = splitmix64(np.array([seed], dtype=np.int64).view(np.uint64))
-    mixed = splitmix64(start ^ np.uint64(layer))
-    scores = splitmix64(splitmix64(mixed ^ round_.astype(np.uint64)) ^ expert.astype(np.uint64))
-    liked = experts[np.argsort(scores, axis=1)]
-    chosen = (np.arange(tokens)[:, None] * top_k + np.arange(top_k)) % len(experts)
-    flat = liked[:, chosen].ravel()
-    return Routing(flat, np.repeat(np.arange(rounds * tokens), top_k), _turns(flat))
+    return splitmix64(splitmix64(splitmix64(start ^ np.uint64(layer)) ^ np.uint64(round_)) ^ experts.astype(np.uint64))
 
 
 def _turns(expert: Ints) -> Ints:
@@ -66,6 +67,6 @@ def serving_slots(routing: Routing, row: npt.NDArray[np.int64]) -> Ints:
     return slots[first + routing.turn % count]
 
 
-def rounds_for(maps: list[ExpertMap], experts: int) -> int:
-    """How many tokens an expert needs so that each of its replicas in each of the maps serves one."""
-    return max(int(replica_counts(expert_map, experts).max(initial=1)) for expert_map in maps)
+def most_replicas(maps: list[ExpertMap], experts: int) -> Ints:
+    """[L, E]: how many tokens an expert needs so that each of its replicas in each of the maps serves one."""
+    return np.max([replica_counts(expert_map, experts) for expert_map in maps], axis=0)

@@ -67,7 +67,9 @@ def fill_from(weights: Weights, source: ExpertSource, own: ExpertMap) -> None:
             else:
                 copy_into(tensor[slot], source.pieces(layer, expert, k))
 
-    with ThreadPoolExecutor(READERS) as pool:
+    device = weights[0][0].device
+    at_start = (torch.cuda.set_device, (device,)) if device.type == "cuda" else (None, ())
+    with ThreadPoolExecutor(READERS, "reader", *at_start) as pool:
         list(pool.map(fill_slot, np.ndindex(own.shape)))
 
 

@@ -51,6 +51,10 @@ def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
         ({"backend": "mpi"}, "update.backend=mpi is not known; allowed are auto, gloo, nccl."),
         ({"ranks": "some"}, "update.ranks=some is not known; allowed are auto, local, attached."),
         ({"weights": "mine"}, "update.weights=mine is not known; allowed are synthetic, safetensors, shards."),
+        (
+            {"weights_path": "/w"},
+            "update.weights_path=/w is not read with update.weights=synthetic; it is with safetensors or shards.",
+        ),
         ({"save": "pickle"}, "update.save=pickle is not known; allowed are null, shards."),
         ({"weights": "safetensors"}, "update.weights=safetensors needs update.weights_path: the folder of the files."),
         ({"timeout_seconds": 0.0}, "update.timeout_seconds=0.0 is not possible: it must be above 0 and below 1e+06."),
