@@ -12,12 +12,14 @@ from stages.errors import BadInput
 from stages.model import ModelSpec
 from stages.topology import Topology
 from stages.update import machine
+from stages.weight_shards import ShardSource
 from stages.weight_source import FROM_FILES, ExpertSource, open_source
 
 EXECUTORS = ("reference",)
 BACKENDS = ("auto", "gloo", "nccl")
 RANKS = ("auto", "local", "attached")
 WEIGHTS = ("synthetic", *FROM_FILES)
+SAVE = (None, "shards")
 DEFAULT_LINK_MIB = {"gloo": 16, "nccl": 1024}
 MAX_TIMEOUT_SECONDS = 1e6
 
@@ -30,7 +32,9 @@ class UpdateOptions:
     backend:         `auto` takes NCCL where there is a GPU for every rank, gloo otherwise
     ranks:           `local` ranks are started on this host, `attached` ones were started by torchrun or Slurm
     weights:         where the weights come from: the generator, or files
-    weights_path:    the folder of the files: a checkpoint of Hugging Face
+    weights_path:    the folder of the files: a checkpoint of Hugging Face, or shards that an update saved
+    save:            `shards` leaves what every slot holds in the end as files of the run
+    functional:      also show that the experts make the same of random tokens before and after
     timeout_seconds: how long a rank waits for its peers before it fails
     oversubscribe:   let NCCL ranks share GPUs, over sockets: for tests, not for speed
     link_mib:        size of the message that the link is measured with; null: 1024 with NCCL, 16 with gloo
@@ -41,6 +45,8 @@ class UpdateOptions:
     ranks: str = "auto"
     weights: str = "synthetic"
     weights_path: str | None = None
+    save: str | None = None
+    functional: bool = False
     timeout_seconds: float = 120.0
     oversubscribe: bool = False
     link_mib: int | None = None
@@ -50,8 +56,15 @@ class UpdateOptions:
         for key, values in allowed.items():
             if getattr(self, key) not in values:
                 raise BadInput(f"update.{key}={getattr(self, key)} is not known; allowed are {', '.join(values)}.")
+        if self.save not in SAVE:
+            raise BadInput(f"update.save={self.save} is not known; allowed are null, shards.")
         if self.weights in FROM_FILES and not self.weights_path:
             raise BadInput(f"update.weights={self.weights} needs update.weights_path: the folder of the files.")
+        if self.weights not in FROM_FILES and self.weights_path:
+            raise BadInput(
+                f"update.weights_path={self.weights_path} is not read with update.weights={self.weights}; it is with "
+                f"{' or '.join(FROM_FILES)}."
+            )
         if not 0 < self.timeout_seconds < MAX_TIMEOUT_SECONDS:
             raise BadInput(
                 f"update.timeout_seconds={self.timeout_seconds} is not possible: it must be above 0 and below {MAX_TIMEOUT_SECONDS:g}."
@@ -89,6 +102,12 @@ class UpdateStageConfig:
     def link_mib(self, backend: str) -> int:
         return self.update.link_mib or DEFAULT_LINK_MIB[backend]
 
+    @property
+    def origin(self) -> str:
+        """The kind of weights (`update.weights`) that these were before any update saved them."""
+        source = self.weight_source
+        return source.index.origin if isinstance(source, ShardSource) else self.update.weights
+
     def check_weights(self, layers: int, experts: int) -> None:
         """Raise `BadInput` unless the files hold all of these experts, as the model has them."""
         if self.weight_source is not None:
@@ -96,13 +115,15 @@ class UpdateStageConfig:
 
     def key_config(self) -> Mapping[str, object]:
         options, model = self.update, self.model
-        names: dict[str, object] = {}
+        names: dict[str, object] = {"top_k": model.top_k} if options.functional else {}
         if options.weights in FROM_FILES:  # where in the files a layer lies
-            names = {"first_moe_layer": model.first_moe_layer, "dense_layers": model.dense_layers}
+            names |= {"first_moe_layer": model.first_moe_layer, "dense_layers": model.dense_layers}
         return {
             "update": {
                 "executor": options.executor,
                 "weights": options.weights,
+                "save": options.save,
+                "functional": options.functional,
                 "oversubscribe": options.oversubscribe,
                 "link_mib": self.link_mib(self.machine().backend),
             },

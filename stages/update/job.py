@@ -18,13 +18,16 @@ from stages.transfers import COLUMNS, Ints, TransferPlan, read_transfers
 
 @dataclass(frozen=True)
 class Job:
-    """`old`, `new`: `[L, P]`. `direct`: the plan is what every rank finds by itself from the two maps."""
+    """`old`, `new`: `[L, P]`. `direct`: the plan is what every rank finds by itself from the two maps. `folder`: where
+    ranks leave files of their own; all hosts must see it.
+    """
 
     old: ExpertMap
     new: ExpertMap
     plan: TransferPlan
     ranks: int
     direct: bool
+    folder: str = ""
 
     @property
     def layers(self) -> int:
@@ -54,7 +57,14 @@ class Job:
     def to_bytes(self) -> bytes:
         arrays = {name: getattr(self.plan, name) for name in COLUMNS}
         stream = io.BytesIO()
-        np.savez(stream, old=self.old, new=self.new, facts=np.array([self.ranks, self.direct]), **arrays)
+        np.savez(
+            stream,
+            old=self.old,
+            new=self.new,
+            facts=np.array([self.ranks, self.direct]),
+            folder=np.array(self.folder),
+            **arrays,
+        )
         return stream.getvalue()
 
     @classmethod
@@ -62,7 +72,7 @@ class Job:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             plan = TransferPlan(**{name: arrays[name] for name in COLUMNS})
             ranks, direct = arrays["facts"].tolist()
-            return cls(arrays["old"], arrays["new"], plan, ranks, bool(direct))
+            return cls(arrays["old"], arrays["new"], plan, ranks, bool(direct), str(arrays["folder"]))
 
 
 def read_job(inputs: Mapping[str, Path], ranks: int, gpus_per_node: int, expert_bytes: int) -> Job:

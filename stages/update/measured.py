@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
+from stages.functional import FunctionalProof, from_json
 from stages.update.progress_board import Phase
 
 TIMED = (Phase.fill, Phase.checksum_before, Phase.link, Phase.update, Phase.checksum_after)
@@ -23,6 +24,7 @@ class Measured:
     layer_seconds:  float64 [R, L]
     spans:          float64 [R, S, 2], begin and end in seconds since the ranks met
     link_gb_per_s:  float64 [1]
+    functional:     uint8, the functional proof as JSON
     """
 
     before: npt.NDArray[np.uint64]
@@ -34,6 +36,7 @@ class Measured:
     layer_seconds: npt.NDArray[np.float64]
     spans: npt.NDArray[np.float64]
     link_gb_per_s: npt.NDArray[np.float64]
+    functional: npt.NDArray[np.uint8]
 
     def to_bytes(self) -> bytes:
         stream = io.BytesIO()
@@ -44,6 +47,9 @@ class Measured:
     def from_bytes(cls, data: bytes) -> Measured:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+
+    def proof(self) -> FunctionalProof:
+        return from_json(self.functional.tobytes())
 
     def checksum_seconds(self) -> float:
         """Of both passes, the slowest rank's."""

@@ -18,10 +18,13 @@ class Phase(IntEnum):
     allocate = 2
     fill = 3
     checksum_before = 4
-    link = 5
-    update = 6
-    checksum_after = 7
-    done = 8
+    outputs_before = 5
+    link = 6
+    update = 7
+    checksum_after = 8
+    outputs_after = 9
+    save = 10
+    done = 11
 
 
 DOING = {
@@ -30,9 +33,12 @@ DOING = {
     Phase.allocate: "allocating slots",
     Phase.fill: "filling slots",
     Phase.checksum_before: "hashing slots before the update",
+    Phase.outputs_before: "sending tokens through the experts before the update",
     Phase.link: "measuring the link",
     Phase.update: "updating",
     Phase.checksum_after: "hashing slots after the update",
+    Phase.outputs_after: "sending tokens through the experts after the update",
+    Phase.save: "saving the slots",
     Phase.done: "finishing",
 }
 

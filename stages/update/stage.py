@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from stages import paths
 from stages.checksum_table import ChecksumTable, write_checksums
 from stages.contract import Progress, StageResult
 from stages.execution import Execution, write_execution
+from stages.functional import write_functional
 from stages.update import attached
 from stages.update.config import UpdateStageConfig
 from stages.update.job import Job, read_job
@@ -19,6 +21,7 @@ from stages.update.measured import Measured
 from stages.update.memory import check_memory, rank_bytes
 from stages.update.picture import timeline
 from stages.update.progress_board import DOING, OnReport, Phase
+from stages.update.save import check_disk, check_own_folder, finish_shards
 from stages.update.trace import write_trace
 
 
@@ -29,8 +32,11 @@ def update(config: UpdateStageConfig, inputs: Mapping[str, Path], folder: Path, 
         start_server()  # it imports torch while this process reads its inputs
     topology = config.topology
     job = read_job(inputs, topology.ranks, topology.gpus_per_node, config.model.expert_bytes)
+    job = replace(job, folder=str(folder.absolute()))
     link_mib = config.link_mib(machine.backend)
     config.check_weights(job.layers, job.experts)
+    check_own_folder(config, folder)
+    check_disk(config, job)
     specs = config.model.scaled_tensors()
     check_memory(rank_bytes(specs, job.layers, job.slots_per_rank, link_mib, machine.backend), machine)
 
@@ -89,6 +95,8 @@ def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Mea
         *write_execution(folder, execution),
         *write_checksums(folder, table),
         *write_trace(folder, measured),
+        *write_functional(folder, measured.proof()),
+        *finish_shards(config, job, folder),
     )
     metrics = (
         "update_seconds", "moved_bytes", "effective_gb_per_s", "link_gb_per_s", "link_efficiency", "staging_bytes",

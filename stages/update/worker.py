@@ -13,14 +13,17 @@ import numpy.typing as npt
 import torch
 
 from stages.errors import MoesaicError
+from stages.functional import FunctionalProof, to_json
 from stages.update import reference
 from stages.update.config import UpdateStageConfig
 from stages.update.job import Job
 from stages.update.link import connect_all, measure_link
 from stages.update.measured import Measured
+from stages.update.outputs import Outputs
 from stages.update.progress_board import Phase
 from stages.update.rank import Rank
-from stages.update.weights import allocate, checksums, fill
+from stages.update.save import save_shard
+from stages.update.weights import allocate, check_filled, checksums, fill
 
 
 def update_rank(rank: Rank, config: UpdateStageConfig, job: Job) -> Measured:
@@ -36,6 +39,11 @@ def update_rank(rank: Rank, config: UpdateStageConfig, job: Job) -> Measured:
         fill(weights, config, job.old[:, own])
     with spans(Phase.checksum_before):
         before = checksums(weights)
+    check_filled(config, job.old[:, own], before)
+    outputs = Outputs(config, job) if config.update.functional else None
+    if outputs is not None:
+        rank.report(Phase.outputs_before)
+        outputs_before = outputs.of(rank, weights, job.old)
     with spans(Phase.link):
         connect_all(rank)
         link = measure_link(rank, config.link_mib(rank.backend))
@@ -44,6 +52,13 @@ def update_rank(rank: Rank, config: UpdateStageConfig, job: Job) -> Measured:
     _check_bytes(rank, job, moved)
     with spans(Phase.checksum_after):
         after = checksums(weights)
+    proof = FunctionalProof()
+    if outputs is not None:
+        rank.report(Phase.outputs_after)
+        proof = outputs.compare(outputs_before, outputs.of(rank, weights, job.new))
+    if config.update.save is not None:
+        rank.report(Phase.save)
+        save_shard(config, job, rank.rank, weights, after)
     rank.report(Phase.done)
 
     numbers = torch.tensor([moved.received_bytes, moved.sent_bytes, moved.staging_bytes])
@@ -60,6 +75,7 @@ def update_rank(rank: Rank, config: UpdateStageConfig, job: Job) -> Measured:
         layer_seconds=seconds[:, 1:],
         spans=rank.gather(torch.tensor(spans.found, dtype=torch.float64)).numpy(),
         link_gb_per_s=np.array([link]),
+        functional=np.frombuffer(to_json(proof), dtype=np.uint8),
     )
 
 

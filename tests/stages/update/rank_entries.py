@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from stages.update import reference
@@ -14,6 +15,7 @@ from stages.update.config import UpdateStageConfig
 from stages.update.job import Job
 from stages.update.progress_board import Phase
 from stages.update.rank import Rank
+from stages.update.weights import Weights
 from stages.update.worker import update_rank
 from tests.stages.update.cases import Case, check, config_of, job_of
 
@@ -68,3 +70,32 @@ def say_environment(rank: Rank, folder: Path) -> None:
     names = ("NCCL_NVLS_ENABLE", "GLOO_SOCKET_IFNAME", "OMP_NUM_THREADS", "MOESAIC_TEST_MARK", "NCCL_HOSTID")
     dist.barrier()
     (folder / str(rank.rank)).write_text(" ".join(os.environ.get(name, "-") for name in names))
+
+
+def prove(rank: Rank, config: UpdateStageConfig, job: Job, mishap: str, found: Path) -> None:
+    """An update whose weights are spoiled on rank 1 after the last commit; rank 0 leaves the functional proof."""
+    run = reference.run
+
+    def run_and_spoil(rank: Rank, job: Job, weights: Weights, gpus_per_node: int) -> reference.Moved:
+        old = [[tensor.clone() for tensor in tensors] for tensors in weights]
+        moved = run(rank, job, weights, gpus_per_node)
+        if rank.rank == 1:
+            spoil_slot(mishap, weights[2], old[2])
+        return moved
+
+    reference.run = run_and_spoil
+    measured = update_rank(rank, config, job)
+    if rank.rank == 0:
+        found.write_bytes(measured.functional.tobytes())
+
+
+def spoil_slot(mishap: str, weights: list[torch.Tensor], old: list[torch.Tensor]) -> None:
+    """`weights`, `old`: w13, its scale, w2 and its scale, of all slots of one layer."""
+    if mishap == "weights stay":
+        weights[0][1] = old[0][1]
+    if mishap == "scales stay":
+        weights[1][1] = old[1][1]
+    if mishap == "one bit of one scale":
+        weights[3].view(torch.int32)[1, 1, 2] ^= 1
+    if mishap == "w2 stays":
+        weights[2][1] = old[2][1]

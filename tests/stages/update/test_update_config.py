@@ -50,7 +50,12 @@ def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
         ({"executor": "magic"}, "update.executor=magic is not known; allowed are reference."),
         ({"backend": "mpi"}, "update.backend=mpi is not known; allowed are auto, gloo, nccl."),
         ({"ranks": "some"}, "update.ranks=some is not known; allowed are auto, local, attached."),
-        ({"weights": "mine"}, "update.weights=mine is not known; allowed are synthetic, safetensors."),
+        ({"weights": "mine"}, "update.weights=mine is not known; allowed are synthetic, safetensors, shards."),
+        (
+            {"weights_path": "/w"},
+            "update.weights_path=/w is not read with update.weights=synthetic; it is with safetensors or shards.",
+        ),
+        ({"save": "pickle"}, "update.save=pickle is not known; allowed are null, shards."),
         ({"weights": "safetensors"}, "update.weights=safetensors needs update.weights_path: the folder of the files."),
         ({"timeout_seconds": 0.0}, "update.timeout_seconds=0.0 is not possible: it must be above 0 and below 1e+06."),
         (
@@ -126,12 +131,17 @@ def test_key_holds_what_changes_the_result(monkeypatch: pytest.MonkeyPatch) -> N
     different = [
         config(oversubscribe=True),
         config(link_mib=8),
+        config(save="shards"),
+        config(functional=True),
         replace(base, seed=1),
         replace(base, model=replace(base.model, scale=0.5)),
         replace(base, topology=Topology(nodes=4, gpus_per_node=2)),
     ]
     assert all(other.key_config() != base.key_config() for other in different)
     assert base.external_files() == {}
+    top_k = [replace(config(functional=on), model=replace(base.model, top_k=3)).key_config() for on in (False, True)]
+    assert top_k[0] == base.key_config()
+    assert top_k[1] != config(functional=True).key_config()
     on_cpus = base.key_config()
     with_gpus(monkeypatch, 8)
     assert base.key_config() != on_cpus  # the link is measured with another message
