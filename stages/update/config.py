@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,10 +14,12 @@ from stages.errors import BadInput
 from stages.model import ModelSpec
 from stages.topology import Topology
 from stages.update import machine
+from stages.update.staging import Budget, Layout, budget
 from stages.weight_shards import ShardSource
 from stages.weight_source import FROM_FILES, ExpertSource, open_source
 
-EXECUTORS = ("reference",)
+EXECUTORS = ("pipelined", "reference")
+TRANSPORTS = ("auto", "nccl", "peer")
 BACKENDS = ("auto", "gloo", "nccl")
 RANKS = ("auto", "local", "attached")
 WEIGHTS = ("synthetic", *FROM_FILES)
@@ -28,7 +32,12 @@ MAX_TIMEOUT_SECONDS = 1e6
 class UpdateOptions:
     """How the plan is carried out, and on what.
 
-    executor:        what moves the weights
+    executor:        what moves the weights: `pipelined` in checked batches, `reference` layer by layer
+    transport:       what carries them between GPUs of one host: `nccl`, or `peer`, by copies into the other's memory
+    staging_mib:     memory a rank may take beside its weights, send packing included
+    verify_before_commit: hash what has arrived, and overwrite a slot only if all ranks found it right
+    retries:         how often a batch that arrived wrong is sent again
+    journal:         folder for what each rank has committed, from which the same job continues after a failure
     backend:         `auto` takes NCCL where there is a GPU for every rank, gloo otherwise
     ranks:           `local` ranks are started on this host, `attached` ones were started by torchrun or Slurm
     weights:         where the weights come from: the generator, or files
@@ -40,7 +49,12 @@ class UpdateOptions:
     link_mib:        size of the message that the link is measured with; null: 1024 with NCCL, 16 with gloo
     """
 
-    executor: str = "reference"
+    executor: str = "pipelined"
+    transport: str = "auto"
+    staging_mib: float = 1024
+    verify_before_commit: bool = True
+    retries: int = 2
+    journal: str = "outputs/journal"
     backend: str = "auto"
     ranks: str = "auto"
     weights: str = "synthetic"
@@ -52,7 +66,9 @@ class UpdateOptions:
     link_mib: int | None = None
 
     def __post_init__(self) -> None:
-        allowed = {"executor": EXECUTORS, "backend": BACKENDS, "ranks": RANKS, "weights": WEIGHTS}
+        allowed = {
+            "executor": EXECUTORS, "transport": TRANSPORTS, "backend": BACKENDS, "ranks": RANKS, "weights": WEIGHTS,
+        }  # fmt: skip
         for key, values in allowed.items():
             if getattr(self, key) not in values:
                 raise BadInput(f"update.{key}={getattr(self, key)} is not known; allowed are {', '.join(values)}.")
@@ -69,6 +85,10 @@ class UpdateOptions:
             raise BadInput(
                 f"update.timeout_seconds={self.timeout_seconds} is not possible: it must be above 0 and below {MAX_TIMEOUT_SECONDS:g}."
             )
+        if self.retries < 0:
+            raise BadInput(f"update.retries={self.retries} must not be negative.")
+        if not self.staging_mib > 0:
+            raise BadInput(f"update.staging_mib={self.staging_mib} is not possible: it must be above 0.")
         if self.link_mib is not None and self.link_mib < 1:
             raise BadInput(f"update.link_mib={self.link_mib} is not possible: it must be at least 1.")
 
@@ -97,7 +117,9 @@ class UpdateStageConfig:
     def machine(self) -> machine.Machine:
         """What the ranks of this config run on. Raises `BadInput` if this machine cannot run them."""
         options = self.update
-        return machine.find(options.backend, options.ranks, options.oversubscribe, self.topology.ranks)
+        return machine.find(
+            options.backend, options.ranks, options.oversubscribe, self.topology.ranks, options.transport
+        )
 
     def link_mib(self, backend: str) -> int:
         return self.update.link_mib or DEFAULT_LINK_MIB[backend]
@@ -113,6 +135,20 @@ class UpdateStageConfig:
         if self.weight_source is not None:
             self.weight_source.check(layers, experts)
 
+    @property
+    def staging_layout(self) -> Layout:
+        return Layout.of([spec.nbytes for spec in self.model.scaled_tensors()])
+
+    def staging_budget(self, transport: str, most: int) -> Budget:
+        """How the ranks use `update.staging_mib`, where none receives more than `most` experts."""
+        return budget(self.staging_layout, self.update.staging_mib, packs=transport != "peer", most=most)
+
+    def journal_folder(self, digest: str) -> Path:
+        """Where the ranks keep the journals of the job `digest` with this config."""
+        facts = [self.key_config(), digest]
+        name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+        return Path(self.update.journal).expanduser() / name
+
     def key_config(self) -> Mapping[str, object]:
         options, model = self.update, self.model
         names: dict[str, object] = {"top_k": model.top_k} if options.functional else {}
@@ -121,6 +157,9 @@ class UpdateStageConfig:
         return {
             "update": {
                 "executor": options.executor,
+                "transport": options.transport,
+                "staging_mib": options.staging_mib,
+                "verify_before_commit": options.verify_before_commit,
                 "weights": options.weights,
                 "save": options.save,
                 "functional": options.functional,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,6 +40,10 @@ class Job:
         return _experts(self.old, self.new)
 
     @property
+    def slots(self) -> int:
+        return self.new.shape[1]
+
+    @property
     def slots_per_rank(self) -> int:
         return slots_per_rank(self.new, self.ranks)
 
@@ -49,6 +54,17 @@ class Job:
     def sent_bytes(self) -> Ints:
         """[R]: what each rank sends over the network, relay hops included."""
         return self._network_bytes(self.plan.src_rank)
+
+    def most_arrivals(self) -> int:
+        """Experts that the busiest rank receives, at least one."""
+        return max(1, int(np.bincount(self.plan.dst_rank[self.plan.network], minlength=1).max()))
+
+    def digest(self, *more: object) -> str:
+        """What is moved, as a name: of the maps, the plan, and whatever `more` decides how it is moved."""
+        found = hashlib.sha256(repr((self.old.shape, self.ranks, more)).encode())
+        for array in (self.old, self.new, *(getattr(self.plan, name) for name in COLUMNS)):
+            found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()[:32]
 
     def _network_bytes(self, rank: Ints) -> Ints:
         rows = self.plan.network

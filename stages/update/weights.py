@@ -73,6 +73,17 @@ def fill_from(weights: Weights, source: ExpertSource, own: ExpertMap) -> None:
         list(pool.map(fill_slot, np.ndindex(own.shape)))
 
 
+def fill_expert(targets: Sequence[torch.Tensor], config: UpdateStageConfig, layer: int, expert: int) -> None:
+    """Write one expert, tensor by tensor, from where the weights come from into `targets`: bytes, contiguous."""
+    for k, target in enumerate(targets):
+        if config.weight_source is None:
+            synthetic.fill(target[None], config.seed, np.array([layer]), np.array([expert]), k)
+        else:
+            spec = config.model.tensors[k]
+            pieces = config.weight_source.pieces(layer, expert, k)
+            copy_into(target.view(getattr(torch, spec.dtype)).view(spec.shape), pieces)
+
+
 def check_filled(config: UpdateStageConfig, own: ExpertMap, found: npt.NDArray[np.uint64]) -> None:
     """Raise `Corruption` where a slot does not hold what its shard was saved with; `found`: `[L, slots_per_rank, K]`."""
     source = config.weight_source

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from stages.update import reference
+from stages.update import pipelined, reference
 from stages.update.config import UpdateStageConfig
 from stages.update.job import Job
+from stages.update.moved import Moved
 from stages.update.progress_board import Phase
 from stages.update.rank import Rank
 from stages.update.weights import Weights
@@ -74,19 +76,31 @@ def say_environment(rank: Rank, folder: Path) -> None:
 
 def prove(rank: Rank, config: UpdateStageConfig, job: Job, mishap: str, found: Path) -> None:
     """An update whose weights are spoiled on rank 1 after the last commit; rank 0 leaves the functional proof."""
-    run = reference.run
-
-    def run_and_spoil(rank: Rank, job: Job, weights: Weights, gpus_per_node: int) -> reference.Moved:
-        old = [[tensor.clone() for tensor in tensors] for tensors in weights]
-        moved = run(rank, job, weights, gpus_per_node)
-        if rank.rank == 1:
-            spoil_slot(mishap, weights[2], old[2])
-        return moved
-
-    reference.run = run_and_spoil
+    for executor in (reference, pipelined):
+        executor.prepare = spoiling(executor.prepare, mishap)
     measured = update_rank(rank, config, job)
     if rank.rank == 0:
         found.write_bytes(measured.functional.tobytes())
+
+
+def spoiling(prepare: Callable[..., Callable[[], Moved]], mishap: str) -> Callable[..., Callable[[], Moved]]:
+    """`prepare` of an executor, whose run spoils a slot of rank 1 after its last commit."""
+
+    def spoiled(
+        rank: Rank, config: UpdateStageConfig, job: Job, weights: Weights, *rest: object
+    ) -> Callable[[], Moved]:
+        run = prepare(rank, config, job, weights, *rest)
+
+        def run_and_spoil() -> Moved:
+            old = [[tensor.clone() for tensor in tensors] for tensors in weights]
+            moved = run()
+            if rank.rank == 1:
+                spoil_slot(mishap, weights[2], old[2])
+            return moved
+
+        return run_and_spoil
+
+    return spoiled
 
 
 def spoil_slot(mishap: str, weights: list[torch.Tensor], old: list[torch.Tensor]) -> None:

@@ -17,7 +17,7 @@ from stages.placement import Placement, write_placement
 from stages.synthetic import truth
 from stages.transfers import write_transfers
 from stages.update import machine
-from stages.update.measured import Measured
+from stages.update.measured import TIMED, Measured
 from stages.update.stage import update
 from tests.stages.update.cases import TENSORS, Case, config_of, job_of
 
@@ -68,7 +68,7 @@ def test_what_an_update_leaves(tmp_path: Path, inputs: dict[str, Path]) -> None:
     events = json.loads((folder / "trace.json").read_text())["traceEvents"]
     spans = [event for event in events if event["ph"] == "X"]
     assert {event["pid"] for event in events} == set(range(RANKS))
-    assert len(spans) == RANKS * (5 + CASE.layers)
+    assert len(spans) == RANKS * (len(TIMED) + CASE.layers)
     assert all(event["dur"] >= 0 and event["ts"] >= 0 for event in spans)
     layers = [event for event in spans if event["name"].startswith("layer") and event["pid"] == 2]
     (whole,) = [event for event in spans if event["name"] == "update" and event["pid"] == 2]
@@ -115,7 +115,7 @@ def test_another_scale_than_the_plan_was_made_for(tmp_path: Path, inputs: dict[s
 def test_measured_survives_as_bytes() -> None:
     shapes = {
         "before": (2, 4, 3), "after": (2, 4, 3), "received": (2,), "sent": (2,), "staging": (2,), "seconds": (2,),
-        "layer_seconds": (2, 2), "spans": (2, 5, 2), "link_gb_per_s": (1,), "functional": (3,),
+        "spans": (2, 6, 2), "events": (2, 3, 4), "faults": (1, 8), "steps": (4,), "link_gb_per_s": (1,), "functional": (3,),
     }  # fmt: skip
     values = {name: np.arange(np.prod(shape)).reshape(shape) for name, shape in shapes.items()}
     again = Measured.from_bytes(Measured(**values).to_bytes())
