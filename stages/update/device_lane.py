@@ -19,7 +19,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from stages.checksum import LENGTH
+from stages import checksum_kernel
+from stages.checksum import BLOCK, LENGTH
 from stages.errors import MoesaicError
 from stages.update import kernels
 from stages.update.garbage import no_garbage_collection
@@ -30,6 +31,8 @@ from stages.update.stream_clock import StreamClock, stream
 from stages.update.tables import Addresses, CopyTables, commit_tables, hash_tables
 from stages.update.truth import Sums
 
+HASH_BYTES = 32768
+"""What one program hashes: little, since programs beside ones that write to another GPU are slow."""
 WINDOW = 8
 SIGNED_LENGTH = LENGTH - (1 << 64)
 OPEN = -1
@@ -83,7 +86,7 @@ class DeviceLane:
         self._writes = commit_tables(program.writes, at, staging, kernels.COPY_BYTES, device)
         self._hashes = None
         if truth is not None:
-            self._hashes = hash_tables(program.arrivals, at, staging, truth, kernels.HASH_BYTES, device)
+            self._hashes = hash_tables(program.arrivals, at, staging, truth, HASH_BYTES, device)
         self._checking, self._committing, self._reporting = stream(device, urgent=True), stream(device), stream(device)
         self._ballots = torch.zeros(max(1, len(program)), dtype=torch.int32, device=device)
         self._known = torch.zeros(max(1, len(program)), dtype=torch.int32, pin_memory=True)
@@ -211,9 +214,9 @@ class DeviceLane:
         assert tables is not None
         start, stop = tables.work.of_batch(batch)
         if start < stop:
-            kernels.hash_rows[(stop - start,)](
+            checksum_kernel.hash_rows[(stop - start,)](
                 tables.work.items, start, tables.source, tables.nbytes, tables.columns, tables.factors, tables.sums,
-                ALIGNED=tables.aligned, BLOCKS=kernels.HASH_BYTES // 4096, num_warps=kernels.HASH_WARPS,
+                ALIGNED=tables.aligned, BLOCKS=HASH_BYTES // BLOCK, num_warps=checksum_kernel.HASH_WARPS,
             )  # fmt: skip
         kernels.judge[(1,)](
             tables.edges[batch], tables.edges[batch + 1], tables.sums, tables.nbytes, tables.truth, tables.found,
