@@ -49,13 +49,15 @@ class Batches:
 
 def cut(
     plan: TransferPlan, layers: int, slots: int, ranks: int, *,
-    rows: int, at_once: int, at_least: int | None = None, sends_at_once: int = 0,
+    rows: int, at_once: int, at_least: int | None = None, sends_at_once: int = 0, steps: Ints | None = None,
 ) -> Batches:  # fmt: skip
     """Batches of `plan` (maps `[L, P]`) for ranks that can stage `rows` experts each, `at_once` of them in one batch.
 
     Towards the end a rank stages half of what it still lacks, down to `at_least`: the last batch is checked and committed
     while nothing else is on its way. `sends_at_once` bounds what one rank sends out of its slots in a batch (it packs a copy); 0: no bound. While batch b is checked and
     committed, b + 1 is on its way: staging that b used is free from b + 2 on, and from b + 1 where nothing else fits.
+    `steps` `[L]`, ascending: the layers of one step are done before those of the next begin.
+
     Raises `BadInput` for fewer than two rows, which long cycles need, and for a hop that forwards what nobody brings.
     """
     if rows < 2 or at_once < 1:
@@ -84,18 +86,9 @@ def cut(
     src, dst = plan.src_rank[network], plan.dst_rank[network]
     sequence = _sequence(unit_layer, reads[order[begin[:-1]]], unit_of)
     stage, commit, row, after = _simulate(
-        sequence,
-        order,
-        begin,
-        reads,
-        src,
-        dst,
-        ranks,
-        rows,
-        at_once,
-        at_least or at_once,
-        sends_at_once or len(network) + 1,
-    )
+        sequence, np.zeros_like(unit_layer) if steps is None else steps[unit_layer], order, begin, reads, src, dst,
+        ranks, rows, at_once, at_least or at_once, sends_at_once or len(network) + 1,
+    )  # fmt: skip
 
     whole = Batches(
         stage=_spread(stage, network, len(plan)),
@@ -219,7 +212,7 @@ def _sequence(layer: Ints, reads: Ints, unit_of: Ints) -> Ints:  # pragma: no co
 
 @njit(cache=True)
 def _simulate(
-    sequence: Ints, order: Ints, begin: Ints, reads: Ints, src: Ints, dst: Ints,
+    sequence: Ints, step: Ints, order: Ints, begin: Ints, reads: Ints, src: Ints, dst: Ints,
     ranks: int, rows: int, at_once: int, at_least: int, sends_at_once: int,
 ) -> tuple[Ints, Ints, Ints, Ints]:  # pragma: no cover  # fmt: skip
     """Stage units in order of `sequence`, each rank as many as it has room for; commit what nobody waits for.
@@ -246,7 +239,9 @@ def _simulate(
     left = sequence.copy()
     window = max(256, 8 * ranks * at_once)
     waiters, batch = 0, 0
+    before = step[left[0]] if remaining else 0
     while remaining:
+        now = step[left[0]]
         found = 0
         for rank in range(ranks):
             limit[rank] = min(at_once, max(at_least, (lacking[rank] + 1) // 2))
@@ -257,6 +252,8 @@ def _simulate(
             bars, kept, at = 0, 0, 0
             while at < min(remaining, window) and bars < ranks:
                 unit = left[at]
+                if step[unit] != now:
+                    break
                 at += 1
                 fits = True
                 for i in range(begin[unit], begin[unit + 1]):
@@ -287,6 +284,9 @@ def _simulate(
         left[kept : kept + remaining - at] = left[at:remaining].copy()
         remaining -= at - kept
         after[batch] = _place(chosen[:found], src, dst, ranks, used_by, next_row, batch - lag, count, row)
+        if now != before:
+            after[batch] = batch - 1
+            before = now
         for i in range(found):
             n = chosen[i]
             stage[n] = batch

@@ -89,8 +89,22 @@ class Spans:
 
 
 class Lane(Protocol):
+    """Runs many batches in one attempt, or one batch at a time, which others do something between."""
+
     faults: list[Fault]
     """What arrived wrong in the batch at which the last attempt ended."""
+
+    def get_ready(self, first: int) -> None:
+        """Do beforehand what can be done of the attempt that starts at batch `first`. All ranks call it."""
+
+    def stage(self, batch: int) -> None:
+        """Start to send, receive and check one batch, and return."""
+
+    def commit(self, batch: int) -> bool:
+        """Commit a batch that is staged, when all ranks have found it right; False if they have not."""
+
+    def drain(self) -> None:
+        """Wait for what is on its way."""
 
     def attempt(self, first: int) -> int:
         """Run the batches from `first` on, all before being committed, until one is not; how many are committed then."""

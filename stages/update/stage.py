@@ -16,7 +16,6 @@ from stages.functional import write_functional
 from stages.update import attached
 from stages.update.config import UpdateStageConfig
 from stages.update.job import Job, read_job
-from stages.update.lane import Fault
 from stages.update.launch import launch, start_server
 from stages.update.machine import Machine
 from stages.update.measured import Measured
@@ -24,6 +23,7 @@ from stages.update.memory import check_memory, rank_bytes
 from stages.update.picture import timeline
 from stages.update.progress_board import DOING, STEPS, OnReport, Phase
 from stages.update.save import check_disk, check_own_folder, finish_shards
+from stages.update.stopped import why_stopped
 from stages.update.trace import write_trace
 
 
@@ -131,22 +131,10 @@ def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Mea
         note=_note(config, execution, job),
     )
     if not measured.complete:
-        raise Corruption(stopped(config, measured), result)
+        tries, layer_ids = config.update.retries + 1, range(job.layers)
+        why = why_stopped(measured.faults, names, layer_ids, tries, committed, batches)
+        raise Corruption(f"{why}: the same command goes on from there.", result)
     return result
-
-
-def stopped(config: UpdateStageConfig, measured: Measured) -> str:
-    """Why the update stopped before its end, and how far it has come, in one sentence."""
-    _, committed, batches, _ = measured.steps.tolist()
-    found = [(int(rank), Fault.of(fault)) for rank, *fault in measured.faults if rank >= 0]
-    rank, fault = found[0]
-    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-    return (
-        f"Expert {fault.expert} of layer {fault.layer} arrived wrong at rank {rank} from rank {fault.sender} each time it was "
-        f"sent ({config.update.retries + 1} times): tensor {config.model.tensors[fault.tensor].name} should be "
-        f"{fault.expected:016x}, found {fault.found:016x}{more}; nothing wrong was committed, and {committed} of "
-        f"{batches} batches are: the same command goes on from there."
-    )
 
 
 def _note(config: UpdateStageConfig, execution: Execution, job: Job) -> str:

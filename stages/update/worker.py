@@ -26,6 +26,7 @@ from stages.update.outputs import Outputs
 from stages.update.progress_board import Phase
 from stages.update.rank import Rank
 from stages.update.save import save_shard
+from stages.update.stopped import all_faults
 from stages.update.truth import agreed_truth
 from stages.update.weights import allocate, check_filled, checksums, fill
 
@@ -78,7 +79,6 @@ def update_rank(rank: Rank, config: UpdateStageConfig, job: Job, hooks: Hooks = 
     received, sent, staging, committed = rank.gather(numbers).numpy().T
     seconds = rank.gather(torch.tensor([moved.seconds], dtype=torch.float64)).numpy()
     events = [(EVENTS.index(what), *event) for what, *event in moved.events]
-    faults = [(rank.rank, *fault.numbers()) for fault in moved.faults]
     return Measured(
         before=all_before,
         after=_all_slots(rank, after),
@@ -88,7 +88,7 @@ def update_rank(rank: Rank, config: UpdateStageConfig, job: Job, hooks: Hooks = 
         seconds=seconds[:, 0],
         spans=rank.gather(torch.tensor(spans.found, dtype=torch.float64)).numpy(),
         events=rank.gather_rows(np.array(events, dtype=np.float64).reshape(-1, 4)),
-        faults=np.concatenate(list(rank.gather_rows(np.array(faults, dtype=np.int64).reshape(-1, 8)))),
+        faults=all_faults(rank, moved.faults),
         steps=np.array([moved.first, committed.min(), moved.batches, moved.resent]),
         link_gb_per_s=np.array([link]),
         functional=np.frombuffer(to_json(proof), dtype=np.uint8),
