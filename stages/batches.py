@@ -53,8 +53,8 @@ def cut(
 ) -> Batches:  # fmt: skip
     """Batches of `plan` (maps `[L, P]`) for ranks that can stage `rows` experts each, `at_once` of them in one batch.
 
-    Towards the end a rank stages half of what it still lacks, down to `at_least`: the last batch is checked and committed
-    while nothing else is on its way. `sends_at_once` bounds what one rank sends out of its slots in a batch (it packs a copy); 0: no bound. While batch b is checked and
+    Towards the end a rank stages a quarter of what it still lacks, down to `at_least`: what is committed after the last byte
+    has arrived is waited for. `sends_at_once` bounds what one rank sends out of its slots in a batch (it packs a copy); 0: no bound. While batch b is checked and
     committed, b + 1 is on its way: staging that b used is free from b + 2 on, and from b + 1 where nothing else fits.
     `steps` `[L]`, ascending: the layers of one step are done before those of the next begin.
 
@@ -244,7 +244,7 @@ def _simulate(
         now = step[left[0]]
         found = 0
         for rank in range(ranks):
-            limit[rank] = min(at_once, max(at_least, (lacking[rank] + 1) // 2))
+            limit[rank] = min(at_once, max(at_least, (lacking[rank] + 3) // 4))
         for lag in (2, 1):
             arriving[:] = 0
             leaving[:] = 0

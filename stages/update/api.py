@@ -16,9 +16,9 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
@@ -69,7 +69,7 @@ class ExpertLocationUpdater:
         self._background = background
         self._running: BackgroundUpdate | None = None
         self._waiting: list[LiveLayers] = []
-        self._target: torch.Tensor | None = None
+        self._target: npt.NDArray[np.int64] | None = None
         if executor not in EXECUTORS:
             raise BadInput(f"executor={executor} is not known; allowed are {', '.join(EXECUTORS)}.")
         self._pipelined = executor == "pipelined"
@@ -94,7 +94,10 @@ class ExpertLocationUpdater:
         if self._first_update:
             self._first_update = False
             torch.cuda.empty_cache()
+        self._commit_staged()
         current, new = _current(), new_expert_location_metadata
+        if self._running is not None and self._leads_to(new):
+            return
         asked = routed_experts_weights_of_layer if update_layer_ids is None else update_layer_ids
         layer_ids = _checked_layers(routed_experts_weights_of_layer, asked, current, new, nnodes)
         old_maps, new_maps = (
@@ -122,23 +125,30 @@ class ExpertLocationUpdater:
         """Is something staged that the next call commits?"""
         return self._running is not None
 
-    def _go_on(self, layers: LiveLayers, rank: int, new: ExpertLocationMetadata) -> None:
-        """Commit what is staged; stage what comes next on the way to `new`."""
-        current = _current()
+    @property
+    def ready(self) -> bool:
+        """Has what is staged arrived on this rank, so that the next call hardly waits?"""
+        return self._running is None or self._running.ready
+
+    def _commit_staged(self) -> None:
+        """What comes first in a call: the model waits for it."""
         if self._running is not None:
             done = self._running.advance()
-            current.take(done.maps, done.layer_ids)
+            _current().take(done.maps, done.layer_ids)
             if self._running.done:
                 self._running = None
-        if self._target is None or not torch.equal(self._target, new.physical_to_logical_map):
+
+    def _leads_to(self, new: ExpertLocationMetadata) -> bool:
+        return self._target is not None and np.array_equal(self._target, new.physical_to_logical_map.cpu().numpy())
+
+    def _go_on(self, layers: LiveLayers, rank: int, new: ExpertLocationMetadata) -> None:
+        """Stage what comes next on the way to `new`."""
+        if not self._leads_to(new):
             if self._running is not None:  # what is staged now leads elsewhere
                 self._running.abandon()
                 self._running = None
-            old = current.physical_to_logical_map[layers.layer_ids].cpu().numpy().astype(np.int64)
-            self._target = new.physical_to_logical_map.clone()
-            self._waiting = [
-                part for part in replace(layers, old=old).alike() if not np.array_equal(part.old, part.new)
-            ]
+            self._target = new.physical_to_logical_map.cpu().numpy().copy()
+            self._waiting = [part for part in layers.alike() if not np.array_equal(part.old, part.new)]
         if self._running is None and self._waiting:
             part = self._waiting.pop(0)
             member = live_rank(rank, part.ranks, part.weights[0][0].device)

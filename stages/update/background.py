@@ -61,6 +61,11 @@ class BackgroundUpdate:
     def done(self) -> bool:
         return self._next == len(self._program)
 
+    @property
+    def ready(self) -> bool:
+        """Would `advance` wait for nobody?"""
+        return self.done or self._machinery.lane.staged(self._next)
+
     def advance(self) -> Committed:
         """Commit the layers that are staged, and start on the next ones."""
         step = int(self._steps[-1])

@@ -124,6 +124,9 @@ class DeviceLane:
             self._check(batch)
             self._known[batch : batch + 1].copy_(self._ballots[batch : batch + 1], non_blocking=True)
 
+    def staged(self, batch: int) -> bool:
+        return int(self._known_ballots[batch]) != OPEN
+
     def commit(self, batch: int) -> bool:
         """The current stream waits for the commit alone, not for what is on its way."""
         self._read = batch

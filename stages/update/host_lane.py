@@ -47,6 +47,9 @@ class HostLane:
         self.faults = []
         self._post(batch)
 
+    def staged(self, batch: int) -> bool:
+        return all(work.is_completed() for work in self._works[batch])
+
     def commit(self, batch: int) -> bool:
         return self._settle(batch)
 

@@ -100,6 +100,9 @@ class Lane(Protocol):
     def stage(self, batch: int) -> None:
         """Start to send, receive and check one batch, and return."""
 
+    def staged(self, batch: int) -> bool:
+        """Has a batch arrived and been checked, so that its commit waits for nobody?"""
+
     def commit(self, batch: int) -> bool:
         """Commit a batch that is staged, when all ranks have found it right; False if they have not."""
 
@@ -107,4 +110,5 @@ class Lane(Protocol):
         """Wait for what is on its way."""
 
     def attempt(self, first: int) -> int:
-        """Run the batches from `first` on, all before being committed, until one is not; how many are committed then."""
+        """Run the batches from `first` on, all before being committed, until one is not; how many are committed, and done
+        with on the device, then."""

@@ -98,8 +98,8 @@ def prepare(
             rank.barrier()
             begin = time.perf_counter()
             outcome = run_batches(machinery.lane, len(program), first, options.retries)
-            rank.synchronize()
             seconds = time.perf_counter() - begin
+        rank.synchronize()
         journal.close()
         traffic, events = machinery.traffic(), machinery.events()
         machinery.close()
