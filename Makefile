@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test coverage check format bench-place clean
+.PHONY: help install install-dev demo test coverage check format bench-place bench-update bench-checksum clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,12 @@ format: install-dev  ## put the code into shape
 
 bench-place: install-dev  ## EPLB against the published loops
 	$(BIN)/python -m tests.bench.bench_eplb
+
+bench-update: install-dev  ## the executors and transports side by side, on all GPUs or on CPU ranks
+	$(BIN)/python -m tests.bench.bench_update --out outputs/bench_update.md $(if $(shell command -v nvidia-smi),,--model gpt_oss_20b)
+
+bench-checksum: install-dev  ## checksums against torch.sum of the same bytes
+	$(BIN)/python -m tests.bench.bench_checksum
 
 clean:  ## remove what runs and tools left (not the runs in outputs)
 	rm -rf .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis .coverage* dist build
