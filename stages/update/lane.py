@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from enum import IntEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from stages.update.program import Arrivals
 from stages.update.staging import Staging
-from stages.update.truth import Sums
+
+if TYPE_CHECKING:
+    from stages.update.program import Arrivals
+    from stages.update.truth import Sums
 
 Commit = Callable[[int], None]
 """Called with each batch that this rank has committed, in order."""
