@@ -90,8 +90,8 @@ class SearchReport:
         if self.lost is not None:
             lines.append(f"keeping expert groups within nodes costs {self.lost:.4f} of balancedness")
         if self.found.reached is not None:
-            word = "reached" if self.found.reached else "cannot be reached: this is the nearest that was found"
-            lines.append(f"the target, a balancedness of {self.target:g}, is {word}")
+            word = "is reached" if self.found.reached else "cannot be reached: this is the nearest that was found"
+            lines.append(f"the target, a balancedness of {self.target:g}, {word}")
         if self.found.cut:
             lines.append(
                 f"the search was cut by the clock (place.seconds={self.seconds:g}) after {self.found.attempts:,} "
@@ -139,11 +139,7 @@ def report_search(load: LoadStats, placement: Placement, solver: Solver, found: 
     def balance_of(which: npt.NDArray[np.int64]) -> float:
         return float(balancedness_per_layer(gpu_load(fitted, which, ranks)).mean())
 
-    unrestrained = replace(
-        options, objective=None, target_balancedness=None, max_moved_bytes=None, max_moved_slots=None, min_gain=0.0
-    )
-    best = replace(solver, options=unrestrained).solve(fitted).map if options.restrained or found.kept else found.map
-    moved, balance = movement_curve(problem, options, best, solver.seed)
+    moved, balance = found.curve or movement_curve(problem, options, found.map, solver.seed)
     lost = None
     if options.locality != "none":
         free = replace(solver, options=replace(options, locality="none")).solve(fitted).map

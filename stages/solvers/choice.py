@@ -96,9 +96,14 @@ def least_for(options: Sequence[Options], target: float) -> Ints:
     wanted = target * len(options)
     chosen = np.zeros(len(options), dtype=np.int64)
     steps = steps_of(options, "cost")
-    for layer, option in zip(steps.layer, steps.option, strict=True):
-        if balance[each, chosen].sum() >= wanted:
+    for layer, option, gain in zip(steps.layer, steps.option, steps.gain, strict=True):
+        lacking = wanted - balance[each, chosen].sum()
+        if lacking <= 0:
             break
+        if gain >= lacking:  # the last step: the cheapest in any layer that is enough
+            price = cost - cost[each, chosen][:, None]
+            price = np.where(balance - balance[each, chosen][:, None] >= lacking, price, np.inf)
+            layer, option = np.unravel_index(int(price.argmin()), price.shape)
         chosen[layer] = option
     while True:  # give back what is more than enough, the largest saving first
         spare = balance[each, chosen].sum() - wanted

@@ -61,13 +61,15 @@ class Problem:
 @dataclass(frozen=True)
 class Found:
     """`map` [L, P], and how it was found: `attempts` in all layers, layers `kept` as they were since little was to gain,
-    `cut` short by the clock, and whether the target was `reached` (None if there was none)."""
+    `cut` short by the clock, whether the target was `reached` (None if there was none), and where movement counts the
+    `curve` of what it buys: moved slots and balancedness [N]."""
 
     map: ExpertMap
     attempts: int = 0
     kept: int = 0
     cut: bool = False
     reached: bool | None = None
+    curve: tuple[Floats, Floats] | None = None
 
 
 def local_search(problem: Problem, options: PlaceOptions, seed: int) -> Found:
@@ -108,6 +110,7 @@ def local_search(problem: Problem, options: PlaceOptions, seed: int) -> Found:
         sum(s.steps for s in scratch),
         cut=clock.cut or part.cut,
         reached=None if target is None else balance >= target - 1e-9,
+        curve=choice.curve(offers),
     )
 
 
