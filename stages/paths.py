@@ -23,6 +23,8 @@ CHECKSUMS_PREVIEW = "checksums.csv"
 TRACE = "trace.json"
 VERDICT = "verdict.json"
 MISMATCHES_PREVIEW = "mismatches.csv"
+REPLAY = "replay.parquet"
+REPLAY_PREVIEW = "replay.csv"
 
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"

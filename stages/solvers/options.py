@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from stages.errors import BadInput
@@ -15,7 +16,7 @@ OBJECTIVES = ("balance", "movement")
 LOCALITIES = ("none", "node_groups")
 SEARCH_ONLY = {
     "objective": None, "max_moved_bytes": None, "max_moved_slots": None, "target_balancedness": None,
-    "max_steps": None, "redundancy": "per_layer", "locality": "none",
+    "redundancy": "per_layer", "locality": "none",
 }  # fmt: skip
 """Options of `local_search` that no other algorithm can follow, with what leaves them out."""
 
@@ -112,6 +113,16 @@ class PlaceOptions:
     def current_file(self) -> str | None:
         """The file that holds the current placement, if one does."""
         return None if self.current in (CONTIGUOUS, LOADS) else self.current
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files that are read, by the key that names each."""
+        files: dict[str, Path] = {}
+        if self.algorithm == "file" and self.path:
+            files["place.path"] = Path(self.path)
+        if self.current_file:
+            files["place.current"] = Path(self.current_file)
+        return files
 
     @property
     def current_name(self) -> str:
