@@ -66,6 +66,16 @@ def curve(options: Sequence[Options]) -> tuple[Floats, Floats]:
     return moved, (balance + np.concatenate([[0.0], np.cumsum(steps.gain)])) / len(options)
 
 
+def choose(options: Sequence[Options], target: float | None, cap: int | None) -> Ints:
+    """[L]: the option of each layer, for `target` at little cost if there is one, with at most `cap` moved slots if there
+    is one; what moves least where the cap cannot be kept."""
+    chosen = None if target is None else least_for(options, target)
+    if chosen is None or (cap is not None and sum(o.moved[n] for o, n in zip(options, chosen, strict=True)) > cap):
+        assert cap is not None
+        chosen = best_within(options, cap)
+    return chosen
+
+
 def best_within(options: Sequence[Options], cap: int) -> Ints:
     """[L]: the option of each layer, for the best balancedness with at most `cap` moved slots."""
     moved, balance = _table(options, "moved"), _table(options, "balance")

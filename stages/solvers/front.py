@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float64]
 AIMS = (0.75, 0.55, 0.4, 0.3, 0.22, 0.16, 0.12, 0.08, 0.05, 0.025, 0.0)
 """How much of what the fullest GPU has above the bound a walk leaves: each walk takes other moves to get there."""
 NOISE = 0.1
-WALKS = 4
+WALKS = 2
 """Without a limit of attempts, walks for each aim; all but the first choose their moves a little by chance."""
 ENTRIES = 512
 """A front has at most so many entries: in rows of more slots an entry stands for several numbers of moved slots."""

@@ -63,13 +63,18 @@ def random_state(seed: Sequence[int]) -> npt.NDArray[np.uint64]:
     return np.random.SeedSequence(list(seed)).generate_state(1, np.uint64) | np.uint64(1)
 
 
-def from_scratch(rows: Sequence[Row], seed: int, max_steps: int | None, clock: Clock, crew: Crew) -> list[Scratch]:
-    """A placement for every row, as good as `max_steps` attempts and the clock allow, and at least one attempt each."""
+def searches_of(rows: Sequence[Row], seed: int, max_steps: int | None) -> list[Scratch]:
+    """The search of every row, not begun yet."""
+    return [Scratch(row, (seed, index), max_steps) for index, row in enumerate(rows)]
+
+
+def advance(searches: Sequence[Scratch], max_steps: int | None, clock: Clock, crew: Crew) -> None:
+    """Search on in every row until it is done, `max_steps` attempts were made or the clock ends it; one attempt is made
+    in each, whatever the clock says."""
     limit = max_steps if max_steps is not None else np.iinfo(np.int64).max
-    searches = [Scratch(row, (seed, index), max_steps) for index, row in enumerate(rows)]
-    crew.each(lambda search: search.work(1), searches)
+    crew.each(lambda search: search.work(1), [search for search in searches if not search.steps])
     turn = 1
-    while open_ := [s for s in searches if not s.done and s.steps < limit]:
+    while open_ := [search for search in searches if not search.done and search.steps < limit]:
         attempts = ROUNDS[min(turn, len(ROUNDS) - 1)]
         turn += 1
 
@@ -80,4 +85,3 @@ def from_scratch(rows: Sequence[Row], seed: int, max_steps: int | None, clock: C
         crew.each(more, open_)
         if clock.cut:
             break
-    return searches

@@ -14,9 +14,10 @@ from stages.load import LoadStats
 from stages.model import ModelSpec
 from stages.solvers.fit import Loads, fitted_load
 from stages.solvers.given import current_file_or_loads, current_map, placement_file
-from stages.solvers.local_search import Found, Problem, balance_from_scratch, local_search
+from stages.solvers.local_search import Found, balance_from_scratch, local_search
 from stages.solvers.movement import relabelled
 from stages.solvers.options import PlaceOptions
+from stages.solvers.problem import Problem
 from stages.solvers.slots import (
     MORE,
     Budget,
@@ -31,8 +32,8 @@ from stages.solvers.slots import (
 )
 from stages.topology import Topology
 
-BUDGET_ATTEMPTS = 24
-"""Attempts a layer for each step of the budget curve."""
+BUDGET_ATTEMPTS, BUDGET_EFFORT = 24, 10_000_000
+"""Attempts a layer for each step of the budget curve; fewer where attempts x slots x ranks would be more than that."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Solver:
             capacity = capacity_of(slots, self.topology.ranks)
             current = contiguous_within(capacity, self.experts)
             problem = replace(self.problem(as_floats, current), capacity=capacity)
-            return balance_from_scratch(problem, self.options, self.seed, BUDGET_ATTEMPTS)
+            attempts = min(BUDGET_ATTEMPTS, max(1, BUDGET_EFFORT // int(slots.max() * self.topology.ranks)))
+            return balance_from_scratch(problem, self.options, self.seed, attempts)
 
         steps = (
             self.capacity.sum(axis=1) // self.topology.ranks

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from stages.balance import balancedness_per_layer, gpu_load
 from stages.collect.samples import SAMPLES
 from stages.expert_map import EMPTY, ExpertMap, contiguous_map
-from stages.solvers.local_search import Problem
+from stages.solvers.problem import Problem
 from stages.topology import Link, Links, Topology
 
 FLAT = Links(Link(1.0, 0.0), Link(1.0, 0.0))

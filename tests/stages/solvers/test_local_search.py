@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from stages.balance import gpu_load, lower_bound
 from stages.errors import BadInput
 from stages.expert_map import EMPTY, ExpertMap, duplicate_replicas, moved_slots, replica_counts
-from stages.solvers.local_search import Found, Problem, local_search, movement_curve
+from stages.solvers.local_search import Found, local_search, movement_curve
 from stages.solvers.options import PlaceOptions
+from stages.solvers.problem import Problem
 from tests.stages.solvers import cases
 from tests.stages.solvers.cases import balance, deepseek_v3, gpt_oss, olmoe, problem, problems, zipf
 from tests.stages.test_balance import optimum
