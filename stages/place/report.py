@@ -38,7 +38,8 @@ ENGINE_METRICS = {
 class Judgement:
     """A placement under all loads. `before`, `after`: GPU loads `[L, R]` in tokens; `next_window`: balancedness of the
     later half of the windows under a placement from the earlier half, if there are two windows; `kept`: layers that
-    stayed as they were because they had less than `min_gain` to gain; `search`: what `local_search` has to tell."""
+    stayed as they were because they had less than `min_gain` to gain; `load`: the rule by which windows counted;
+    `search`: what `local_search` has to tell."""
 
     placement: Placement
     ranks: int
@@ -48,6 +49,7 @@ class Judgement:
     next_window: float | None
     min_gain: float
     kept: int
+    load: str
     search: SearchReport | None
 
     def metrics(self) -> dict[str, float]:
@@ -105,6 +107,7 @@ def judge(load: LoadStats, placement: Placement, solver: Solver, found: Found) -
         next_window=balancedness_next_window(load, solver),
         min_gain=solver.options.min_gain,
         kept=found.kept,
+        load=solver.options.load,
         search=report_search(load, placement, solver, found) if solver.options.algorithm == "local_search" else None,
     )
 
@@ -154,6 +157,10 @@ def note(judgement: Judgement, headline: str, metrics: dict[str, float]) -> str:
         lines.append(
             "- balancedness on the later half of the windows, with only the earlier half to place from: "
             f"{judgement.next_window:.4f}"
+        )
+    if judgement.load != "mean":
+        lines.append(
+            f"- placed for the windows as `place.load={judgement.load}` says; all that is told here is under all of them"
         )
     if judgement.min_gain:
         lines.append(

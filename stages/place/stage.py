@@ -22,7 +22,7 @@ def place(config: PlaceStageConfig, inputs: Mapping[str, Path], folder: Path, pr
     """From the loads in `inputs["load"]` to a placement that is at least complete, and judged."""
     progress("reading the loads", 0.0)
     load = read_load(inputs["load"])
-    progress("getting the solver ready", 0.1)
+    progress("getting the solver ready (compiled once on a machine)", 0.1)
     solver = solver_of(config.place, config.model, config.topology, config.seed, load)
 
     progress(f"placing {load.layers} layers of {load.experts} experts in {solver.slots} slots", 0.2)

@@ -10,10 +10,9 @@ import numpy.typing as npt
 from stages.solvers.clock import Clock, Crew
 from stages.solvers.rows import Experts, Row
 
-PATIENCE = 250
-EFFORT = 2_000_000
-"""Without a limit of attempts, a row ends after so many in vain: once through all tolerances, and more in a small row,
-where an attempt costs little: until attempts x slots x ranks come to the effort."""
+PATIENCE, MOST_PATIENCE, EFFORT = 250, 20_000, 2_000_000
+"""Without a limit of attempts, a row ends after so many in vain: twice through all tolerances, and more in a small row,
+where an attempt costs little: until attempts x slots x ranks come to the effort, or there were the most."""
 ROUNDS = (1, 4, 16, 64)
 """Attempts in each row before the next row's turn; the last again and again."""
 
@@ -33,7 +32,7 @@ class Scratch:
         self._random = random_state(seed)
         self._top = np.full(2, np.inf)
         self._steps = np.zeros(2, dtype=np.int64)
-        self._patience = patience or max(PATIENCE, EFFORT // (row.slots * len(row.capacity)))
+        self._patience = patience or min(MOST_PATIENCE, max(PATIENCE, EFFORT // (row.slots * len(row.capacity))))
         self.slot: Experts = np.full((len(row.capacity), int(row.capacity.max())), -1, dtype=np.int32)
 
     @property

@@ -22,14 +22,13 @@ MORE = 3
 class Budget:
     """What redundant experts buy. A *step* is one slot more on every rank of a layer.
 
-    `balance` [L, K]: balancedness of each layer with 0 … K - 1 steps beyond the least that holds its experts (slots
-    `base`, of `ranks` each); `steps` [L]: those that the placement has.
+    `balance` [L, K]: balancedness of each layer with 0 … K - 1 steps, of `ranks` slots each, beyond the `base` slots that
+    hold its experts at least.
     """
 
     balance: Floats
     base: int
     ranks: int
-    steps: Ints
 
     @property
     def even(self) -> Floats:
@@ -51,12 +50,12 @@ class Budget:
         return int((best - np.linspace(best[0], best[-1], len(best))).argmax())
 
 
-def budget_of(balance_with: Callable[[Ints], Floats], experts: int, ranks: int, steps: Ints, tried: int) -> Budget:
+def budget_of(balance_with: Callable[[Ints], Floats], layers: int, experts: int, ranks: int, tried: int) -> Budget:
     """The budget curve with 0 … `tried` - 1 steps. `balance_with`: from the slots of each layer [L] to balancedness [L]."""
     base = slots_for(experts, 0, ranks)
-    balance = [balance_with(np.full(len(steps), base + k * ranks)) for k in range(tried)]
+    balance = [balance_with(np.full(layers, base + k * ranks)) for k in range(tried)]
     # A slot more can be left as it was, so that the balance never falls.
-    return Budget(np.maximum.accumulate(np.stack(balance, axis=1), axis=1), base, ranks, steps)
+    return Budget(np.maximum.accumulate(np.stack(balance, axis=1), axis=1), base, ranks)
 
 
 def spent_where_it_helps(budget: Budget, total: int) -> Ints:

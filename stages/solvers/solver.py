@@ -14,6 +14,7 @@ from stages.load import LoadStats
 from stages.model import ModelSpec
 from stages.solvers.fit import Loads, fitted_load
 from stages.solvers.given import current_file_or_loads, current_map, placement_file
+from stages.solvers.groups import nodes_of_current
 from stages.solvers.local_search import Found, balance_from_scratch, local_search
 from stages.solvers.movement import relabelled
 from stages.solvers.options import PlaceOptions
@@ -83,11 +84,7 @@ class Solver:
             attempts = min(BUDGET_ATTEMPTS, max(1, BUDGET_EFFORT // int(slots.max() * self.topology.ranks)))
             return balance_from_scratch(problem, self.options, self.seed, attempts)
 
-        steps = (
-            self.capacity.sum(axis=1) // self.topology.ranks
-            - slots_for(self.experts, 0, self.topology.ranks) // self.topology.ranks
-        )
-        return budget_of(balance_with, self.experts, self.topology.ranks, steps, even + MORE + 1)
+        return budget_of(balance_with, len(as_floats), self.experts, self.topology.ranks, even + MORE + 1)
 
     def problem(self, load: Loads, current: ExpertMap) -> Problem:
         as_floats = np.asarray(load, dtype=np.float64)
@@ -95,13 +92,19 @@ class Solver:
 
     def _without_small_gains(self, found: Found, load: Floats, current: ExpertMap) -> Found:
         """`found`, but `current` in the layers that would gain less than `place.min_gain`."""
-        if not self.options.min_gain:
+        if not self.options.min_gain or self._groups_apart(current):
             return found
         ranks = self.topology.ranks
         gain, before = (balancedness_per_layer(gpu_load(load, each, ranks)) for each in (found.map, current))
         filled = (current != EMPTY).reshape(*self.capacity.shape, -1).sum(axis=2)
         keeps = (gain - before < self.options.min_gain) & (filled <= self.capacity).all(axis=1)
         return replace(found, map=np.where(keeps[:, None], current, found.map), kept=int(keeps.sum()))
+
+    def _groups_apart(self, current: ExpertMap) -> bool:
+        """Whether groups must keep to nodes and do not in `current`, so that none of it may stay."""
+        if self.options.locality == "none":
+            return False
+        return nodes_of_current(current, self.experts, self.num_groups, self.topology.nodes) is None
 
 
 def solver_of(options: PlaceOptions, model: ModelSpec, topology: Topology, seed: int, load: LoadStats) -> Solver:
@@ -140,7 +143,7 @@ def solver_of(options: PlaceOptions, model: ModelSpec, topology: Topology, seed:
         total = total_steps(options, layers, experts, ranks)
         budget = solver.budget_curve(fitted_load(load.logical_count, options), -(-total // layers) * 3)
         steps = spent_where_it_helps(budget, total)
-        capacity, budget = capacity_of(budget.base + steps * ranks, ranks), replace(budget, steps=steps)
+        capacity = capacity_of(budget.base + steps * ranks, ranks)
     elif options.redundancy == "current" and given is not None:
         capacity = capacity_of_current(given, ranks)
         return replace(solver, capacity=capacity, current=given)

@@ -172,6 +172,7 @@ def test_the_load_rule_decides_what_is_placed_for(tmp_path: Path, rule: str, alg
     result, placement = run(
         tmp_path, counts, topology=(1, 2), redundant_experts=2, load=rule, load_half_life=0.5, algorithm=algorithm
     )
+    assert f"place.load={rule}" in result.note
     replicas = replica_counts(placement.physical_to_logical_map, 4)[0]
     assert replicas[1] == replicas.max() > 1
     assert result.metrics["balancedness"] == pytest.approx(balance(counts, placement.physical_to_logical_map, 2))

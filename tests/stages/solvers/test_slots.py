@@ -25,7 +25,7 @@ from stages.solvers.slots import (
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 2**32))
 def test_the_budget_is_spent_in_the_best_way(layers: int, tried: int, seed: int) -> None:
     balance = np.sort(np.random.default_rng(seed).random((layers, tried)), axis=1)
-    budget = Budget(balance, 8, 4, np.zeros(layers, dtype=np.int64))
+    budget = Budget(balance, 8, 4)
     ways = {}
     for steps in product(range(tried), repeat=layers):
         total = sum(steps)
@@ -40,9 +40,9 @@ def test_the_budget_is_spent_in_the_best_way(layers: int, tried: int, seed: int)
 
 
 def test_the_knee_is_where_the_curve_bends() -> None:
-    budget = Budget(np.array([[0.5, 0.9, 0.92, 0.93]]), 8, 4, np.array([0]))
+    budget = Budget(np.array([[0.5, 0.9, 0.92, 0.93]]), 8, 4)
     assert budget.knee == 1
-    flat = Budget(np.array([[0.7, 0.7]]), 8, 4, np.array([0]))
+    flat = Budget(np.array([[0.7, 0.7]]), 8, 4)
     assert flat.knee == 0
 
 
