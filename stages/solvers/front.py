@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.solvers.clock import Clock, Crew
+from stages.solvers.movement import Weights, bringing_costs
+from stages.solvers.problem import Problem
 from stages.solvers.rows import Experts, Row
 from stages.solvers.scratch import random_state
 
@@ -30,9 +32,10 @@ class Front:
     than those before, the first being the current placement itself.
     """
 
-    def __init__(self, row: Row, seed: Sequence[int]) -> None:
+    def __init__(self, row: Row, weight: Weights, seed: Sequence[int]) -> None:
+        """`weight` [E', R']: the cost of bringing an expert to a rank."""
         assert row.current is not None
-        self._row = row
+        self._row, self._weight = row, np.ascontiguousarray(weight)
         self._start = row.current
         self._stride = -(-row.slots // ENTRIES)
         entries = -(-row.slots // self._stride) + 1
@@ -51,7 +54,7 @@ class Front:
 
         row = self._row
         approach(
-            row.load, row.capacity, row.most, row.weight, self._start, top, noise, self._random, self._stride,
+            row.load, row.capacity, row.most, self._weight, self._start, top, noise, self._random, self._stride,
             self._top, self._cost, self._moved, self._slot,
         )  # fmt: skip
 
@@ -77,10 +80,23 @@ class Front:
         return self._slot[self.kept[n]]
 
 
-def fronts(rows: Sequence[Row], seed: int, max_steps: int | None, clock: Clock, crew: Crew) -> list[Front | None]:
+def fronts(
+    problem: Problem,
+    rows: Sequence[Row],
+    factor: float | None,
+    seed: int,
+    max_steps: int | None,
+    clock: Clock,
+    crew: Crew,
+) -> list[Front | None]:
     """The front of every row whose current placement fits, by one walk for each aim and then more of them, until
-    `max_steps` walks a row or the clock end it. At least one walk, all the way, is made in each."""
-    found = [Front(row, (seed, 1, index)) if row.current is not None else None for index, row in enumerate(rows)]
+    `max_steps` walks a row or the clock end it. At least one walk, all the way, is made in each. `factor`: what crossing
+    nodes costs, if not what the links say."""
+    found: list[Front | None] = []
+    for index, row in enumerate(rows):
+        weight = bringing_costs(problem.current[row.layer], problem.experts, problem.topology, factor)
+        own = weight[row.experts, row.first : row.first + len(row.capacity)]
+        found.append(None if row.current is None else Front(row, own, (seed, 1, index)))
     there = [front for front in found if front is not None]
     crew.each(lambda front: front.walk(0.0, by_chance=False), there)
     walks = [(aim, walk > 0) for walk in range(WALKS) for aim in reversed(AIMS) if walk > 0 or aim > 0]

@@ -84,7 +84,7 @@ def _restrained(
     target, cap = options.target_balancedness, _cap(problem, options)
     part = clock.share(SCRATCH_SHARE)
     advance(searches, min(ENDPOINT, options.max_steps or ENDPOINT), part, crew)
-    between = fronts(rows, seed, options.max_steps, clock, crew)
+    between = fronts(problem, rows, _factor(problem, options), seed, options.max_steps, clock, crew)
     layers = layers_of(problem, rows, between, _from_scratch_map(problem, options, rows, searches))
     if target is not None and np.mean([layer.options.balance[-1] for layer in layers]) < target:
         # What is between falls short: then the best there is from nothing, as without a limit on movement.
@@ -111,8 +111,9 @@ def _restrained(
 def movement_curve(problem: Problem, options: PlaceOptions, best: ExpertMap, seed: int) -> tuple[Floats, Floats]:
     """Moved slots and the balancedness they buy, from the current placement to `best` [L, P]: one walk for each aim."""
     rows = _rows(problem, options, keep=True)
+    clock = Clock(CURVE_SHARE * options.seconds)
     with Crew() as crew:
-        between = fronts(rows, seed, len(AIMS), Clock(CURVE_SHARE * options.seconds), crew)
+        between = fronts(problem, rows, _factor(problem, options), seed, len(AIMS), clock, crew)
     return choice.curve([layer.options for layer in layers_of(problem, rows, between, best)])
 
 
@@ -129,9 +130,8 @@ def balance_from_scratch(problem: Problem, options: PlaceOptions, seed: int, att
 
 def _rows(problem: Problem, options: PlaceOptions, *, keep: bool) -> list[Row]:
     """What is placed on its own. `keep`: groups stay on the nodes where they are, if each is on one."""
-    factor = None if options.aims_at_movement else min(CROSSING, cross_node_factor(problem.topology))
     if options.locality == "none":
-        return make_rows(problem.load, problem.capacity, problem.current, problem.topology, None, factor)
+        return make_rows(problem.load, problem.capacity, problem.current, problem.topology)
     topology, experts, count = problem.topology, problem.experts, problem.num_groups
     slots_of_node = problem.capacity.reshape(len(problem.load), topology.nodes, -1).sum(axis=2).min(axis=1)
     groups.check_groups(experts, count, topology.nodes, int(slots_of_node.min()))
@@ -139,7 +139,7 @@ def _rows(problem: Problem, options: PlaceOptions, *, keep: bool) -> list[Row]:
     if node_of is None:
         node_of = groups.spread_groups(problem.load, count, slots_of_node, topology.nodes)
     node_of_expert = np.repeat(node_of, experts // count, axis=1)
-    return make_rows(problem.load, problem.capacity, problem.current, topology, node_of_expert, factor)
+    return make_rows(problem.load, problem.capacity, problem.current, topology, node_of_expert)
 
 
 def _from_scratch_map(
@@ -166,6 +166,11 @@ def _never_worse(new: ExpertMap, problem: Problem, rows: Sequence[Row]) -> Exper
     fits = np.ones(len(new), dtype=bool)
     np.logical_and.at(fits, [row.layer for row in rows], [row.current is not None for row in rows])
     return np.where((fits & (top_now <= top))[:, None], problem.current, new)
+
+
+def _factor(problem: Problem, options: PlaceOptions) -> float | None:
+    """What crossing nodes costs where moves are compared; None for what the links say."""
+    return None if options.aims_at_movement else min(CROSSING, cross_node_factor(problem.topology))
 
 
 def _cap(problem: Problem, options: PlaceOptions) -> int | None:

@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from stages.balance import lower_bound
 from stages.expert_map import EMPTY, ExpertMap
-from stages.solvers.movement import Weights, bringing_costs
 from stages.topology import Topology
 
 Ints = npt.NDArray[np.int64]
@@ -21,7 +20,7 @@ Experts = npt.NDArray[np.int32]
 class Row:
     """`experts` [E'] on the ranks from `first` on: `load` [E'], `capacity` [R'] slots of each, `current` [R', S], which
     counts experts within the row (-1 for a hole, also where a rank has no more slots), or None where what is in place
-    does not fit; `weight` [E', R'], the cost of bringing an expert to a rank; `bound`: no largest GPU load is below."""
+    does not fit; `bound`: no largest GPU load is below."""
 
     layer: int
     experts: Ints
@@ -29,7 +28,6 @@ class Row:
     load: Floats
     capacity: Ints
     current: Experts | None
-    weight: Weights
     bound: float
 
     @property
@@ -48,27 +46,21 @@ class Row:
 
 
 def make_rows(
-    load: Floats,
-    capacity: Ints,
-    current: ExpertMap,
-    topology: Topology,
-    node_of_expert: Ints | None = None,
-    factor: float | None = None,
+    load: Floats, capacity: Ints, current: ExpertMap, topology: Topology, node_of_expert: Ints | None = None
 ) -> list[Row]:
     """The rows of all layers, in order. load [L, E], capacity [L, R], current [L, P]; `node_of_expert` [L, E] where
-    experts keep to nodes; `factor`: what crossing nodes costs, if not what the links say."""
+    experts keep to nodes."""
     layers, experts = load.shape
     ranks = topology.ranks
     rows: list[Row] = []
     if node_of_expert is None:
         bounds = lower_bound(load, capacity.sum(axis=1), ranks, capacity.max(axis=1))
     for layer in range(layers):
-        weight = bringing_costs(current[layer], experts, topology, factor)
         now = current[layer].reshape(ranks, -1)
         if node_of_expert is None:
             every = np.arange(experts)
             start = _within(now, capacity[layer], experts)
-            rows.append(Row(layer, every, 0, load[layer], capacity[layer], start, weight, float(bounds[layer])))
+            rows.append(Row(layer, every, 0, load[layer], capacity[layer], start, float(bounds[layer])))
             continue
         parts = []
         alien = False
@@ -83,7 +75,7 @@ def make_rows(
             place = np.full(experts + 1, -2)  # the last for holes
             place[own], place[-1] = np.arange(len(own)), EMPTY
             start = _within(place[now[here]], room, len(own))
-            parts.append(Row(layer, own, here.start, load[layer, own], room, start, weight[own, here], float(bound[0])))
+            parts.append(Row(layer, own, here.start, load[layer, own], room, start, float(bound[0])))
         rows += [replace(row, current=None) for row in parts] if alien else parts
     return rows
 
