@@ -33,8 +33,8 @@ Floats = npt.NDArray[np.float64]
 CROSSING = 1.5
 """Under a cap on moved slots or bytes: what one counts that crosses nodes, at most, where two moves are compared."""
 
-CURVE_SHARE = 0.2
-"""What drawing the curve of movement may take beside the search, of its time."""
+CURVE_SECONDS = 2.0
+"""What drawing the curve of movement may take beside the search, at most."""
 
 ENDPOINT, SCRATCH_SHARE = 50, 0.4
 """Where movement counts, the placements from nothing are but where the options end: attempts for them, and the part of
@@ -111,7 +111,7 @@ def _restrained(
 def movement_curve(problem: Problem, options: PlaceOptions, best: ExpertMap, seed: int) -> tuple[Floats, Floats]:
     """Moved slots and the balancedness they buy, from the current placement to `best` [L, P]: one walk for each aim."""
     rows = _rows(problem, options, keep=True)
-    clock = Clock(CURVE_SHARE * options.seconds)
+    clock = Clock(min(CURVE_SECONDS, options.seconds))
     with Crew() as crew:
         between = fronts(problem, rows, _factor(problem, options), seed, len(AIMS), clock, crew)
     return choice.curve([layer.options for layer in layers_of(problem, rows, between, best)])

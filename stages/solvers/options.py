@@ -59,7 +59,7 @@ class PlaceOptions:
     min_gain: float = 0.0
     relabel: bool | None = None
     locality: str = "none"
-    seconds: float = 10.0
+    seconds: float = 30.0
     max_steps: int | None = None
 
     def __post_init__(self) -> None:

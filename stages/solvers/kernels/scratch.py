@@ -157,10 +157,10 @@ def pack(
     filled[:] = 0
     for expert in order:
         for _ in range(counts[expert]):
-            rank = -1
+            rank, least = -1, np.inf
             for r in range(ranks):
-                if filled[r] < capacity[r] and held[r, expert] == 0 and (rank < 0 or gpu[r] < gpu[rank]):
-                    rank = r
+                if gpu[r] < least and filled[r] < capacity[r] and held[r, expert] == 0:
+                    rank, least = r, gpu[r]
             if rank < 0:
                 rank = make_room(expert, share, capacity, slot, held, gpu, filled)
             slot[rank, filled[rank]] = expert
@@ -214,7 +214,7 @@ def even_out(share: Floats, capacity: Ints, slot: Experts, held: Held, gpu: Floa
         least = top * (1 - 1e-12)
         at, other, there = -1, -1, -1
         for rank in range(ranks):
-            if gpu[rank] >= least:
+            if top + gpu[rank] >= 2 * least:  # at best both come to the mean of the two
                 continue
             for i in range(capacity[full]):
                 expert = slot[full, i]
