@@ -25,15 +25,20 @@ def check_groups(experts: int, groups: int, nodes: int, slots_of_node: int) -> N
         )
 
 
-def nodes_of_current(current: ExpertMap, experts: int, groups: int, nodes: int) -> Ints | None:
-    """[L, groups]: the node of each group in `current` [L, P]; None where a group is on more than one."""
+def nodes_of_groups(current: ExpertMap, experts: int, groups: int, nodes: int) -> npt.NDArray[np.bool_]:
+    """[L, groups, nodes]: whether a node holds anything of a group in `current` [L, P]."""
     layers, slots = current.shape
     node = np.broadcast_to(np.arange(slots) // (slots // nodes), current.shape)
     layer = np.broadcast_to(np.arange(layers)[:, None], current.shape)
     filled = current != EMPTY
     on = np.zeros((layers, groups, nodes), dtype=bool)
     on[layer[filled], current[filled] // (experts // groups), node[filled]] = True
-    return on.argmax(axis=2) if (on.sum(axis=2) == 1).all() else None
+    return on
+
+
+def kept_together(current: ExpertMap, experts: int, groups: int, nodes: int) -> npt.NDArray[np.bool_]:
+    """[L]: whether every group is on one node alone."""
+    return (nodes_of_groups(current, experts, groups, nodes).sum(axis=2) == 1).all(axis=1)
 
 
 def spread_groups(load: Floats, groups: int, slots_of_node: Ints, nodes: int) -> Ints:

@@ -67,7 +67,7 @@ def local_search(problem: Problem, options: PlaceOptions, seed: int) -> Found:
         if options.restrained:
             return _restrained(problem, options, seed, rows, searches, clock, crew)
         advance(searches, options.max_steps, clock, crew)
-    found = _never_worse(_from_scratch_map(problem, options, rows, searches), problem, rows)
+    found = _never_worse(_from_scratch_map(problem, options, rows, searches), problem, options)
     return Found(found, _attempts(searches), cut=clock.cut)
 
 
@@ -129,15 +129,17 @@ def balance_from_scratch(problem: Problem, options: PlaceOptions, seed: int, att
 
 
 def _rows(problem: Problem, options: PlaceOptions, *, keep: bool) -> list[Row]:
-    """What is placed on its own. `keep`: groups stay on the nodes where they are, if each is on one."""
+    """What is placed on its own. `keep`: groups stay on the nodes where they are, in layers where each is on one."""
     if options.locality == "none":
         return make_rows(problem.load, problem.capacity, problem.current, problem.topology)
     topology, experts, count = problem.topology, problem.experts, problem.num_groups
     slots_of_node = problem.capacity.reshape(len(problem.load), topology.nodes, -1).sum(axis=2).min(axis=1)
     groups.check_groups(experts, count, topology.nodes, int(slots_of_node.min()))
-    node_of = groups.nodes_of_current(problem.current, experts, count, topology.nodes) if keep else None
-    if node_of is None:
-        node_of = groups.spread_groups(problem.load, count, slots_of_node, topology.nodes)
+    node_of = groups.spread_groups(problem.load, count, slots_of_node, topology.nodes)
+    if keep:
+        together = groups.kept_together(problem.current, experts, count, topology.nodes)
+        now = groups.nodes_of_groups(problem.current, experts, count, topology.nodes).argmax(axis=2)
+        node_of = np.where(together[:, None], now, node_of)
     node_of_expert = np.repeat(node_of, experts // count, axis=1)
     return make_rows(problem.load, problem.capacity, problem.current, topology, node_of_expert)
 
@@ -159,13 +161,21 @@ def _from_scratch_map(
     return relabelled(flat, problem.current, problem.experts, problem.topology, within_nodes=within)
 
 
-def _never_worse(new: ExpertMap, problem: Problem, rows: Sequence[Row]) -> ExpertMap:
-    """`new`, but the current placement in the layers where that fits and is as good already."""
+def _never_worse(new: ExpertMap, problem: Problem, options: PlaceOptions) -> ExpertMap:
+    """`new`, but the current placement in the layers where that may stay and is as good already."""
     ranks = problem.topology.ranks
     top, top_now = (gpu_load(problem.load, each, ranks).max(axis=1) for each in (new, problem.current))
-    fits = np.ones(len(new), dtype=bool)
-    np.logical_and.at(fits, [row.layer for row in rows], [row.current is not None for row in rows])
-    return np.where((fits & (top_now <= top))[:, None], problem.current, new)
+    return np.where((may_stay(problem, options) & (top_now <= top))[:, None], problem.current, new)
+
+
+def may_stay(problem: Problem, options: PlaceOptions) -> npt.NDArray[np.bool_]:
+    """[L]: whether the current placement has no more slots than there are, and groups on one node where asked to."""
+    filled = (problem.current != EMPTY).reshape(*problem.capacity.shape, -1).sum(axis=2)
+    fits = (filled <= problem.capacity).all(axis=1)
+    if options.locality == "none":
+        return fits
+    nodes = problem.topology.nodes
+    return fits & groups.kept_together(problem.current, problem.experts, problem.num_groups, nodes)
 
 
 def _factor(problem: Problem, options: PlaceOptions) -> float | None:

@@ -53,9 +53,10 @@ class Budget:
 def budget_of(balance_with: Callable[[Ints], Floats], layers: int, experts: int, ranks: int, tried: int) -> Budget:
     """The budget curve with 0 … `tried` - 1 steps. `balance_with`: from the slots of each layer [L] to balancedness [L]."""
     base = slots_for(experts, 0, ranks)
-    balance = [balance_with(np.full(layers, base + k * ranks)) for k in range(tried)]
-    # A slot more can be left as it was, so that the balance never falls.
-    return Budget(np.maximum.accumulate(np.stack(balance, axis=1), axis=1), base, ranks)
+    enough = max(0, experts - base // ranks)  # then every rank can hold every expert
+    balance = [balance_with(np.full(layers, base + k * ranks)) for k in range(min(tried, enough + 1))]
+    # A slot more can be left as it was, so that the balance never falls; what is but rounding buys nothing.
+    return Budget(np.maximum.accumulate(np.stack(balance, axis=1).round(9), axis=1), base, ranks)
 
 
 def spent_where_it_helps(budget: Budget, total: int) -> Ints:

@@ -9,13 +9,12 @@ import numpy as np
 
 from stages.balance import balancedness_per_layer, gpu_load
 from stages.errors import BadInput
-from stages.expert_map import EMPTY, ExpertMap, contiguous_map, slots_for
+from stages.expert_map import ExpertMap, contiguous_map, slots_for
 from stages.load import LoadStats
 from stages.model import ModelSpec
 from stages.solvers.fit import Loads, fitted_load
 from stages.solvers.given import current_file_or_loads, current_map, placement_file
-from stages.solvers.groups import nodes_of_current
-from stages.solvers.local_search import Found, balance_from_scratch, local_search
+from stages.solvers.local_search import Found, balance_from_scratch, local_search, may_stay
 from stages.solvers.movement import relabelled
 from stages.solvers.options import PlaceOptions
 from stages.solvers.problem import Problem
@@ -92,19 +91,12 @@ class Solver:
 
     def _without_small_gains(self, found: Found, load: Floats, current: ExpertMap) -> Found:
         """`found`, but `current` in the layers that would gain less than `place.min_gain`."""
-        if not self.options.min_gain or self._groups_apart(current):
+        if not self.options.min_gain:
             return found
         ranks = self.topology.ranks
         gain, before = (balancedness_per_layer(gpu_load(load, each, ranks)) for each in (found.map, current))
-        filled = (current != EMPTY).reshape(*self.capacity.shape, -1).sum(axis=2)
-        keeps = (gain - before < self.options.min_gain) & (filled <= self.capacity).all(axis=1)
+        keeps = (gain - before < self.options.min_gain) & may_stay(self.problem(load, current), self.options)
         return replace(found, map=np.where(keeps[:, None], current, found.map), kept=int(keeps.sum()))
-
-    def _groups_apart(self, current: ExpertMap) -> bool:
-        """Whether groups must keep to nodes and do not in `current`, so that none of it may stay."""
-        if self.options.locality == "none":
-            return False
-        return nodes_of_current(current, self.experts, self.num_groups, self.topology.nodes) is None
 
 
 def solver_of(options: PlaceOptions, model: ModelSpec, topology: Topology, seed: int, load: LoadStats) -> Solver:

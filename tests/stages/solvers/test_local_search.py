@@ -159,6 +159,8 @@ def test_groups_keep_to_their_nodes(given: Problem, seed: int) -> None:
     found = search(given, seed, max_steps=15, locality="node_groups")
     is_sound(given, found, grouped=True)
     again = replace(given, current=found.map)
+    best = search(again, seed + 1, max_steps=15, locality="node_groups")
+    assert (top_load(again, best.map) <= top_load(again, found.map) * (1 + 1e-12)).all()
     few = search(again, seed, max_steps=15, locality="node_groups", max_moved_slots=2)
     is_sound(again, few, grouped=True)
     assert moved_slots(found.map, few.map, given.load.shape[1], given.topology.ranks) <= 2

@@ -13,6 +13,7 @@ from stages.expert_map import contiguous_map
 from stages.solvers.options import PlaceOptions
 from stages.solvers.slots import (
     Budget,
+    budget_of,
     capacity_of,
     capacity_of_current,
     contiguous_within,
@@ -44,6 +45,18 @@ def test_the_knee_is_where_the_curve_bends() -> None:
     assert budget.knee == 1
     flat = Budget(np.array([[0.7, 0.7]]), 8, 4)
     assert flat.knee == 0
+
+
+def test_a_budget_ends_where_every_rank_can_hold_every_expert() -> None:
+    asked: list[list[int]] = []
+
+    def balance_with(slots: np.ndarray) -> np.ndarray:
+        asked.append(slots.tolist())
+        return np.array([0.5, 1.0])
+
+    budget = budget_of(balance_with, 2, experts=3, ranks=2, tried=100)
+    assert asked == [[4, 4], [6, 6]]
+    assert spent_where_it_helps(budget, 2).tolist() == [0, 0]  # more buys nothing
 
 
 @pytest.mark.parametrize(
