@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test coverage check format bench-place bench-update bench-checksum clean
+.PHONY: help install install-dev demo test coverage check format bench-place bench-eplb bench-update bench-checksum clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,7 +41,10 @@ format: install-dev  ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench-place: install-dev  ## EPLB against the published loops
+bench-place: install-dev  ## the placement policies against each other; tables in outputs/bench_place and in MLflow
+	$(BIN)/python -m tests.bench.bench_place
+
+bench-eplb: install-dev  ## EPLB for all layers at once against its published loops
 	$(BIN)/python -m tests.bench.bench_eplb
 
 bench-update: install-dev  ## the executors and transports side by side, on all GPUs or on CPU ranks

@@ -35,6 +35,7 @@ ROWS = (
         "Balancedness after", "place", ("balancedness", "balancedness_worst_layer"),
         lambda b, w: f"{b:.4f}  (worst layer {w:.4f}; 1 is perfect)",
     ),
+    Row("Room left", "place", ("optimality_gap",), lambda g: f"at most {g:.2%} in any layer (proven)"),
     Row("On unseen windows", "place", ("balancedness_next_window",), lambda b: f"{b:.4f}"),
     Row("Slots that change GPU", "place", ("moved_slots",), lambda m: f"{m:,.0f}"),
     Row("Bytes within nodes", "plan", ("same_node_bytes",), _bytes),
