@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,16 @@ def stage_config(config: DictConfig, spec: StageSpec) -> Any:
     missing = [group for group in spec.groups if group not in config]
     if missing:
         raise BadInput(f"pipeline.stages.{spec.name}.config names {missing[0]}, which the config does not have.")
-    return _typed(spec.config_type(), {group: config[group] for group in spec.groups}, "")
+    return _typed(spec.config_type(), resolved_groups(config, spec.groups), "")
+
+
+def resolved_groups(config: DictConfig, groups: Iterable[str]) -> dict[str, Any]:
+    """Some groups of a composed config, where they refer to others with the values of these."""
+    return {group: _plain(config[group]) for group in groups}
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _typed(kind: type[Any], value: Any, prefix: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -17,6 +17,6 @@ def compiled(function: Function) -> Function:
     from numba import njit
 
     try:
-        return njit(cache=True)(function)
+        return cast("Function", njit(cache=True)(function))
     except RuntimeError:  # numba found no folder that it may write
-        return njit(function)
+        return cast("Function", njit(function))

@@ -92,15 +92,26 @@ def relay_hops(needs: Needs, topology: Topology, expert_bytes: int) -> Hops:
 def _unavoidable_seconds(
     needs: Needs, groups: Groups, nodes: int, gpus: int, net: float, fabric: float, node: float
 ) -> float:
-    """What some link is busy for, whoever sends: what enters nodes, what ranks get from their nodes, and the mean of
-    what the GPUs of a node pass on."""
+    """What the plan takes, whoever sends: what enters nodes, what ranks get from their nodes, the mean of what the GPUs
+    of a node pass on, and the doublings of the largest group, from its holders or its entry to all that need it."""
     crosses = groups.crosses
     size = groups.need_end - groups.need_begin
     entering = np.bincount(groups.node[crosses], minlength=nodes).max(initial=0)
     from_near = np.repeat(~crosses, size)
     received = np.bincount(needs.rank[from_near], minlength=1).max(initial=0)
     passed_on = np.bincount(groups.node, weights=size - crosses, minlength=nodes).max(initial=0)
-    return float(max(entering * node, entering / gpus * net, received * fabric, passed_on / gpus * fabric))
+    # Trees: one step more than they need, so that balance never makes chains of them where there is little to balance.
+    roots = np.maximum(groups.near_end - groups.near_begin, 1)
+    doublings = np.ceil(np.log2((size - crosses + roots) / roots)).max(initial=0)
+    return float(
+        max(
+            entering * node,
+            entering / gpus * net,
+            received * fabric,
+            passed_on / gpus * fabric,
+            (doublings + 1) * fabric,
+        )
+    )
 
 
 def _hops(needs: Needs, groups: Groups, chosen: Ints, entry: Ints, parent: Ints) -> Hops:

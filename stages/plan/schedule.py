@@ -68,8 +68,8 @@ def relay_rounds(hops: Hops, layer: Ints, layers: int, ranks: int, width: int) -
     return fit(begin, order, hops.src, hops.dst, hops.crosses, hops.brought_by, ranks, width, most)
 
 
-def count_rounds(hops: Hops, layer: Ints, rounds: Ints, layers: int, ranks: int, width: int) -> RoundCount:
-    """Of a relay schedule. The bound: of the hops at one end of a GPU's link, sorted by the relays that follow them, the
+def count_relay_rounds(hops: Hops, layer: Ints, rounds: Ints, layers: int, ranks: int, width: int) -> RoundCount:
+    """The bound: of the hops at one end of a GPU's link, sorted by the relays that follow them, the
     i-th cannot go before round i // room, and its tail comes after; likewise from the other side with what precedes.
     """
     found, least = np.zeros(layers, dtype=np.int64), np.zeros(layers, dtype=np.int64)

@@ -1,7 +1,6 @@
 """Which holder sends each crossing, so that the busiest network link has as little to do as can be.
 
-First layer by layer: each crossing goes to the holder whose links have least to do in that layer. Then over the whole
-plan, as a flow: crossing -> sending GPU -> its node -> out. While the busiest link is above what must be, units are
+Layer by layer first (`layer_balance`), then over the whole plan, as a flow: crossing -> sending GPU -> its node -> out. While the busiest link is above what must be, units are
 pushed off it along augmenting paths (breadth first, as Edmonds and Karp do), to the next lower level. Without rails
 that ends at the least possible maximum. With rails a sender decides the receiving GPU too (GPU i to GPU i), whose
 link then limits the steps of a path; that is no flow any more, and the tests compare it with the linear program.
@@ -12,15 +11,14 @@ from __future__ import annotations
 import numpy as np
 
 from stages.compiled import compiled
+from stages.plan.layer_balance import balance_layers
 from stages.transfers import Ints
 
-SWEEPS = 2
 TRIES = 50
 SHAKES = 20
 NONE = -1
 
 
-@compiled
 def choose_senders(
     layer: Ints,
     node: Ints,
@@ -39,28 +37,45 @@ def choose_senders(
     Crossings come in order of layer. `gpu_seconds`, `node_seconds`: of one on a GPU's network link and on a node's.
     Links that are busy for `enough` seconds or less need not be relieved.
     """
-    nodes = ranks // gpus
-    chosen = np.full(len(layer), NONE, np.int64)
-    out, node_out, into = np.zeros(ranks, np.int64), np.zeros(nodes, np.int64), np.zeros(ranks, np.int64)
-    _balance_layers(
-        chosen, layer, node, begin, end, holder_rank, gpus, rails, gpu_seconds, node_seconds, out, node_out, into
-    )
+    chosen = balance_layers(layer, node, begin, end, holder_rank, ranks, gpus, rails, gpu_seconds, node_seconds)
+    _balance_all(chosen, node, begin, end, holder_rank, ranks, gpus, rails, gpu_seconds, node_seconds, enough)
+    return chosen
 
+
+@compiled
+def _balance_all(
+    chosen: Ints,
+    node: Ints,
+    begin: Ints,
+    end: Ints,
+    holder_rank: Ints,
+    ranks: int,
+    gpus: int,
+    rails: bool,
+    gpu_seconds: float,
+    node_seconds: float,
+    enough: float,
+) -> None:
+    """Change senders until the busiest link has `enough` to do, or as little as can be."""
+    nodes = ranks // gpus
     links = 2 * ranks + nodes
     # The crossings of each link out of or into a GPU, as linked lists; nodes need none, their ranks have them.
-    first, after = np.full(links, NONE, np.int64), np.full((2, len(layer)), NONE, np.int64)
-    for c in range(len(layer)):
-        _enter(c, holder_rank[chosen[c]], node[c], gpus, nodes, first, after)
-    load = np.concatenate((out, node_out, into if rails else np.zeros_like(into)))
+    first, after = np.full(links, NONE, np.int64), np.full((2, len(chosen)), NONE, np.int64)
+    load = np.zeros(links, np.int64)
+    for c in range(len(chosen)):
+        rank = holder_rank[chosen[c]]
+        _enter(c, rank, node[c], gpus, nodes, first, after)
+        load[rank] += 1
+        load[ranks + rank // gpus] += 1
+        if rails:
+            load[ranks + nodes + node[c] * gpus + rank % gpus] += 1
     seconds = np.concatenate((np.full(ranks, gpu_seconds), np.full(nodes, node_seconds), np.full(ranks, gpu_seconds)))
     while True:
         busiest = (load * seconds).max()
         if busiest <= enough:
-            return chosen
+            return
         below = busiest * (1 - 1e-9)
-        level = max(
-            np.floor(below / gpu_seconds) * gpu_seconds, np.floor(below / node_seconds) * node_seconds, enough
-        )
+        level = max(np.floor(below / gpu_seconds) * gpu_seconds, np.floor(below / node_seconds) * node_seconds, enough)
         room = np.floor(level / seconds + 1e-6).astype(np.int64)
         for link in range(links):
             while load[link] > room[link]:
@@ -69,65 +84,9 @@ def choose_senders(
                     link, chosen, node, begin, end, holder_rank, gpus, nodes, rails, room, load, first, after
                 ):
                     if not rails or shakes == SHAKES:
-                        return chosen
+                        return
                     _shake(shakes, chosen, node, begin, end, holder_rank, gpus, nodes, room, load, first, after)
                     shakes += 1
-
-
-@compiled
-def _balance_layers(
-    chosen: Ints,
-    layer: Ints,
-    node: Ints,
-    begin: Ints,
-    end: Ints,
-    holder_rank: Ints,
-    gpus: int,
-    rails: bool,
-    gpu_seconds: float,
-    node_seconds: float,
-    out: Ints,
-    node_out: Ints,
-    into: Ints,
-) -> None:
-    """Fill `chosen`, and the hops of the whole plan on each link: `out`, `into` [R], `node_out` [nodes]."""
-    layer_out, layer_node, layer_into = np.zeros_like(out), np.zeros_like(node_out), np.zeros_like(into)
-    start = 0
-    while start < len(layer):
-        stop = start
-        while stop < len(layer) and layer[stop] == layer[start]:
-            stop += 1
-        layer_out[:], layer_node[:], layer_into[:] = 0, 0, 0
-        for sweep in range(SWEEPS + 1):  # those without a choice go first
-            for c in range(start, stop):
-                if (sweep == 0) != (end[c] - begin[c] == 1):
-                    continue
-                target = node[c] * gpus
-                if chosen[c] != NONE:
-                    rank = holder_rank[chosen[c]]
-                    layer_out[rank] -= 1
-                    layer_node[rank // gpus] -= 1
-                    layer_into[target + rank % gpus] -= 1
-                best, best_cost, best_total = NONE, np.inf, np.inf
-                for option in range(begin[c], end[c]):
-                    rank = holder_rank[option]
-                    at, entry = rank // gpus, target + rank % gpus
-                    cost = (layer_out[rank] * gpu_seconds) ** 3 + (layer_node[at] * node_seconds) ** 3
-                    total = out[rank] * gpu_seconds + node_out[at] * node_seconds
-                    if rails:
-                        cost += (layer_into[entry] * gpu_seconds) ** 3
-                        total += into[entry] * gpu_seconds
-                    if cost < best_cost or (cost == best_cost and total < best_total):
-                        best, best_cost, best_total = option, cost, total
-                chosen[c] = best
-                rank = holder_rank[best]
-                layer_out[rank] += 1
-                layer_node[rank // gpus] += 1
-                layer_into[target + rank % gpus] += 1
-        out += layer_out
-        node_out += layer_node
-        into += layer_into
-        start = stop
 
 
 @compiled
