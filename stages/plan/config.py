@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from stages.errors import BadInput
 from stages.model import ModelSpec
 from stages.topology import Topology
+from stages.weight_source import FROM_FILES
 
 POLICIES = ("auto", "direct", "relay")
 EXECUTORS = ("reference", "pipelined")
-FROM_FILES = ("safetensors",)
 
 
 @dataclass
