@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -129,3 +129,29 @@ class Topology:
     def node_of_rank(self) -> npt.NDArray[np.int64]:
         """[R]: the node of each rank."""
         return np.arange(self.ranks) // self.gpus_per_node
+
+
+def as_config(topology: Topology, remarks: list[str]) -> str:
+    """A file of the config group `topology`, which begins with `remarks`."""
+
+    def link(value: Link) -> list[str]:
+        lines = [f"    gb_per_s: {value.gb_per_s}", f"    latency_us: {value.latency_us}"]
+        return lines + (["    curve:", *(f"    - {point}" for point in value.curve)] if value.curve else [])
+
+    lines = [
+        *(f"# {remark}" for remark in remarks),
+        "defaults: [schema, _self_]",
+        f"name: {topology.name}",
+        f"nodes: {topology.nodes}",
+        f"gpus_per_node: {topology.gpus_per_node}",
+        f"rails: {str(topology.rails).lower()}",
+        "links:",
+        "  within_node:",
+        *link(topology.links.within_node),
+        "  between_nodes:",
+        *link(topology.links.between_nodes),
+        f"  node_gb_per_s: {'null' if topology.links.node_gb_per_s is None else topology.links.node_gb_per_s}",
+        "device:",
+        *(f"  {key}: {value}" for key, value in asdict(topology.device).items()),
+    ]
+    return "\n".join(lines) + "\n"
