@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test coverage check format bench-place clean
+.PHONY: help install install-dev demo test coverage check format bench-place bench-plan clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ format: install-dev  ## put the code into shape
 
 bench-place: install-dev  ## EPLB against the published loops
 	$(BIN)/python -m tests.bench.bench_eplb
+
+bench-plan: install-dev  ## full plans, from 32 to 4,096 GPUs
+	$(BIN)/python -m tests.bench.bench_plan
 
 clean:  ## remove what runs and tools left (not the runs in outputs)
 	rm -rf .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis .coverage* dist build

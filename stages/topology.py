@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +26,7 @@ class Link:
 
     gb_per_s: float = 1.0
     latency_us: float = 0.0
-    curve: list[list[float]] = field(default_factory=list)
+    curve: list[Any] = field(default_factory=list)
 
     def seconds(self, nbytes: npt.ArrayLike, messages: npt.ArrayLike = 1) -> Floats:
         """Of `nbytes` that go out at once in so many messages, elementwise; nothing takes no time."""
@@ -45,12 +47,20 @@ class Link:
             raise BadInput(f"{key}.latency_us={self.latency_us} must not be negative.")
         before = 0.0
         for point in self.curve:
-            if len(point) != 2 or not before < point[0] < math.inf or not 0 < point[1] <= 1:
+            if not _is_pair(point) or not before < point[0] < math.inf or not 0 < point[1] <= 1:
                 raise BadInput(
                     f"{key}.curve holds {point}: pairs of bytes, each more than the one before, and of a fraction of "
                     "gb_per_s above 0 and at most 1 are expected."
                 )
             before = point[0]
+
+
+def _is_pair(point: object) -> bool:
+    return (
+        isinstance(point, Sequence)
+        and len(point) == 2
+        and all(isinstance(number, int | float) and not isinstance(number, bool) for number in point)
+    )
 
 
 @dataclass

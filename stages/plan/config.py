@@ -23,12 +23,14 @@ class PlanOptions:
     group_ops: the most operations (sends and receives) of a rank in one round, where that can be: large groups have
                hung engines
     executor:  whose time is predicted
+    staging_mib: what a rank has to stage what arrives, which decides the batches of the pipelined executor
     weights:   where the weights come from: experts that no rank holds can come from files alone
     """
 
     policy: str = "auto"
     group_ops: int = 64
     executor: str = "reference"
+    staging_mib: float = 1024.0
     weights: str = "synthetic"
 
     def __post_init__(self) -> None:
@@ -37,6 +39,8 @@ class PlanOptions:
                 raise BadInput(f"plan.{key}={getattr(self, key)} is not known; allowed are {', '.join(allowed)}.")
         if self.group_ops < 1:
             raise BadInput(f"plan.group_ops={self.group_ops} is not possible: it must be at least 1.")
+        if not self.staging_mib > 0:
+            raise BadInput(f"plan.staging_mib={self.staging_mib} is not possible: it must be above 0.")
 
 
 @dataclass
@@ -61,13 +65,16 @@ class PlanStageConfig:
 
     def key_config(self) -> Mapping[str, object]:
         topology = asdict(self.topology)
+        plan: dict[str, object] = {
+            "policy": self.policy,
+            "group_ops": self.plan.group_ops,
+            "executor": self.plan.executor,
+            "from_files": self.from_files,
+        }
+        if self.plan.executor == "pipelined":
+            plan["staging_mib"] = self.plan.staging_mib
         return {
-            "plan": {
-                "policy": self.policy,
-                "group_ops": self.plan.group_ops,
-                "executor": self.plan.executor,
-                "from_files": self.from_files,
-            },
+            "plan": plan,
             "model": {"expert_bytes": self.model.expert_bytes, "tensors": len(self.model.tensors)},
             "topology": {name: topology[name] for name in ("nodes", "gpus_per_node", "rails", "links", "device")},
         }

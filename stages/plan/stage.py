@@ -5,19 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stages.contract import Progress, StageResult
 from stages.expert_map import check_map
-from stages.placement import read_placement
+from stages.placement import Placement, read_placement
 from stages.plan.config import PlanStageConfig
-from stages.transfers import write_transfers
+from stages.transfers import TransferPlan, write_transfers
+
+if TYPE_CHECKING:
+    from stages.cost import Prediction
 
 
 def plan(config: PlanStageConfig, inputs: Mapping[str, Path], folder: Path, progress: Progress) -> StageResult:
     """Plan the way from the placement's current map to its new one. Writes the transfers and the traffic."""
-    from stages.cost import busiest_link, predict_reference
+    from stages.cost import busiest_link
     from stages.needs import needs_between
     from stages.plan.bound import lower_bound_seconds
     from stages.plan.policies import schedule
@@ -39,7 +43,7 @@ def plan(config: PlanStageConfig, inputs: Mapping[str, Path], folder: Path, prog
     needs = needs.only_held()
     found = schedule(config.policy, needs, topology, placement.layers, nbytes, tensors, config.plan.group_ops)
     transfers = found.transfers
-    prediction = predict_reference(transfers, topology, placement.layers, tensors, one_group=config.policy == "direct")
+    prediction = _predict(config, transfers, placement)
     plan_seconds = time.perf_counter() - start
 
     progress("counting bytes", 0.4)
@@ -64,3 +68,16 @@ def plan(config: PlanStageConfig, inputs: Mapping[str, Path], folder: Path, prog
         tags={"policy": config.policy, "topology": topology.name},
         note=report.note(),
     )
+
+
+def _predict(config: PlanStageConfig, transfers: TransferPlan, placement: Placement) -> Prediction:
+    from stages.cost import predict_pipelined, predict_reference
+
+    topology, layers, tensors = config.topology, placement.layers, len(config.model.tensors)
+    if config.plan.executor == "reference":
+        return predict_reference(transfers, topology, layers, tensors, one_group=config.policy == "direct")
+    from stages.plan.batching import batches_of
+
+    nbytes, staging = config.model.expert_bytes, config.plan.staging_mib
+    batch, phase = batches_of(transfers, layers, placement.slots, topology.ranks, nbytes, staging)
+    return predict_pipelined(transfers, batch, phase, topology, tensors)

@@ -38,6 +38,8 @@ def test_seconds_of_a_link() -> None:
         ({"links": Links(between_nodes=Link(1.0, -1.0))}, "topology.links.between_nodes.latency_us=-1.0"),
         ({"links": Links(within_node=Link(curve=[[1, 0.5], [1, 0.6]]))}, "within_node.curve holds [1, 0.6]"),
         ({"links": Links(within_node=Link(curve=[[1, 1.5]]))}, "topology.links.within_node.curve holds [1, 1.5]"),
+        ({"links": Links(within_node=Link(curve=["1 MB"]))}, "topology.links.within_node.curve holds 1 MB"),
+        ({"links": Links(within_node=Link(curve=[[1, True]]))}, "topology.links.within_node.curve holds [1, True]"),
         ({"links": Links(within_node=Link(curve=[[1]]))}, "topology.links.within_node.curve holds [1]"),
         ({"links": Links(node_gb_per_s=0.0)}, "topology.links.node_gb_per_s=0.0"),
         ({"device": Device(copy_gb_per_s=-1.0)}, "topology.device.copy_gb_per_s=-1.0"),
