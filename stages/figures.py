@@ -59,6 +59,28 @@ def lines(
     return figure
 
 
+def curves(
+    series: dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]],
+    marks: dict[str, tuple[float, float]],
+    title: str,
+    x: str,
+    y: str,
+    *,
+    size: tuple[float, float] = (7, 4),
+) -> Figure:
+    """One line a series of (x, y), and single points on top, all named in a legend."""
+    figure = _figure(size)
+    axes = figure.subplots()
+    for (name, (across, up)), colour in zip(series.items(), cycle((BLUE, ORANGE, GREY, "black")), strict=False):
+        axes.plot(across, up, color=colour, label=name, marker="." if len(across) < 12 else None)
+    for (name, point), marker in zip(marks.items(), cycle("oDs^"), strict=False):
+        axes.plot(*point, marker, color="black", fillstyle="none", markersize=9, label=name)
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def _count(*axes: Axis) -> None:
     """Ticks at whole numbers alone: layers, ranks and experts are counted."""
     from matplotlib.ticker import MaxNLocator

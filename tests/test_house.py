@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "pandas", "pyarrow", "matplotlib", "scipy", "mlflow", "hydra", "omegaconf")
+HEAVY = ("torch", "numba", "pandas", "pyarrow", "matplotlib", "scipy", "mlflow", "hydra", "omegaconf")
 PLANNING = [file for stage in ("collect", "place", "plan") for file in sorted((ROOT / "stages" / stage).rglob("*.py"))]
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from stages.errors import BadInput
-from stages.expert_map import ExpertMap, check_map, contiguous_map, read_map
+from stages.expert_map import ExpertMap, check_map, read_map
 from stages.load import LoadStats
-from stages.place.config import CONTIGUOUS, LOADS, PlaceOptions
+from stages.solvers.options import CONTIGUOUS, LOADS, PlaceOptions
+from stages.solvers.slots import Ints, contiguous_within
 
 
 def placement_file(options: PlaceOptions, load: LoadStats, ranks: int) -> ExpertMap:
@@ -16,11 +17,10 @@ def placement_file(options: PlaceOptions, load: LoadStats, ranks: int) -> Expert
     return _checked(read_map(Path(options.path), "place.path"), f"place.path={options.path}", load, ranks)
 
 
-def current_map(options: PlaceOptions, load: LoadStats, slots: int, ranks: int) -> ExpertMap:
-    """[L, P]: what the slots hold now. It must have `slots` slots a layer, as the new map has."""
+def current_file_or_loads(options: PlaceOptions, load: LoadStats, ranks: int) -> ExpertMap | None:
+    """[L, P]: what the slots hold now by a file or by the loads; None where `place.current` is contiguous."""
     if options.current == CONTIGUOUS:
-        return contiguous_map(load.layers, load.experts, slots)
-    name = f"place.current={options.current}"
+        return None
     if options.current_file is not None:
         found = read_map(Path(options.current_file), "place.current")
     elif load.current is not None:
@@ -29,15 +29,26 @@ def current_map(options: PlaceOptions, load: LoadStats, slots: int, ranks: int) 
         raise BadInput(
             f"place.current={LOADS}, but no placement came with the loads; allowed are {CONTIGUOUS} and a placement file."
         )
-    found = _checked(found, name, load, ranks)
-    if found.shape[1] != slots:
+    return _checked(found, f"place.current={options.current}", load, ranks)
+
+
+def current_map(given: ExpertMap | None, options: PlaceOptions, experts: int, capacity: Ints) -> ExpertMap:
+    """[L, P]: `given`, which must have as many slots as the new map, or the contiguous map in the slots there are."""
+    slots = capacity.shape[1] * int(capacity.max())
+    if given is None:
+        return contiguous_within(capacity, experts)
+    if given.shape[1] != slots:
         remedy = (
-            f"choose a file in place.path with {found.shape[1]}"
+            f"choose a file in place.path with {given.shape[1]}"
             if options.algorithm == "file"
-            else f"set place.redundant_experts={found.shape[1] - load.experts}"
+            else f"set place.redundant_experts={given.shape[1] - experts}"
+            if options.redundancy == "per_layer"
+            else "set place.redundancy=current to keep those it has"
         )
-        raise BadInput(f"{name} has {found.shape[1]} slots a layer and the new placement {slots}: {remedy}.")
-    return found
+        raise BadInput(
+            f"place.current={options.current} has {given.shape[1]} slots a layer and the new placement {slots}: {remedy}."
+        )
+    return given
 
 
 def _checked(found: ExpertMap, name: str, load: LoadStats, ranks: int) -> ExpertMap:
