@@ -31,6 +31,8 @@ class PlaceStageConfig:
             place["redundant_experts"] = options.redundant_experts
         place |= options.load_rule if options.algorithm in ("eplb", "local_search") else {}
         place |= {"min_gain": options.min_gain} if options.min_gain else {}
+        if options.resizes:
+            place |= {"ranks": options.ranks, "current_ranks": options.current_ranks, "lost": options.lost_ranks}
         topology: dict[str, Any] = {"nodes": self.topology.nodes, "gpus_per_node": self.topology.gpus_per_node}
         if options.relabels:
             place["relabel"] = True
