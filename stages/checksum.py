@@ -68,14 +68,14 @@ def finish(sums: _U64, nbytes: int) -> _U64:
 
 
 def checksum_rows(rows: torch.Tensor) -> _U64:
-    """[N]: the checksum of each row of `rows` (`[N, …]`, any dtype, CPU or GPU; copied unless contiguous)."""
+    """[N]: the checksum of each row of `rows` (`[N, …]`, any dtype, CPU or GPU; copied unless each row is contiguous)."""
     import torch
 
     count = rows.shape[0]
     nbytes = math.prod(rows.shape[1:]) * rows.element_size()
     if count == 0 or nbytes == 0:
         return finish(np.zeros(count, dtype=np.uint64), nbytes)
-    data = rows.contiguous().view(count, -1).view(torch.uint8)
+    data = _row_bytes(rows, count)
     whole, rest = divmod(nbytes, BLOCK)
     columns, factors = _keys(whole + (rest > 0), str(data.device))
     sums = torch.zeros(count, dtype=torch.int64, device=data.device)
@@ -96,6 +96,15 @@ def checksum_rows(rows: torch.Tensor) -> _U64:
             product = torch.mul(words, columns, out=products[: words.shape[0], : words.shape[1]])
             sums[part] += (product.sum(dim=2) * factors[blocks]).sum(dim=1)
     return finish(sums.cpu().numpy().view(np.uint64), nbytes)
+
+
+def _row_bytes(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """[N, bytes]: `rows` as uint8, in place where each row is contiguous."""
+    import torch
+
+    if not rows[0].is_contiguous():
+        rows = rows.contiguous()
+    return rows.flatten(1).view(torch.uint8) if rows.dim() > 1 else rows[:, None].view(torch.uint8)
 
 
 def _words(data: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,9 @@ from stages.errors import BadInput
 from stages.expert_map import EMPTY, ExpertMap, slots_per_rank
 from stages.transfers import Ints
 
+MOST_NAMED = 8
+"""The most experts that one error names."""
+
 
 class Holders(NamedTuple):
     """The ranks that hold each item in the old map, in order of (item, rank), with their first slot of it."""
@@ -61,13 +64,16 @@ class Needs:
         unheld = np.flatnonzero(~self.held)
         if not len(unheld):
             return
-        index, logical_expert = divmod(int(self.item[unheld[0]]), self.experts)
-        layer = index if layer_ids is None else layer_ids[index]
-        more = len(np.unique(self.item[unheld])) - 1
+        items = np.unique(self.item[unheld])
+        names = [
+            f"layer {index if layer_ids is None else layer_ids[index]}: logical expert {expert}"
+            for index, expert in (divmod(int(item), self.experts) for item in items[:MOST_NAMED])
+        ]
+        more = f", and {len(items) - MOST_NAMED} more" if len(items) > MOST_NAMED else ""
+        others = f"; nor does one hold {', '.join(names[1:])}{more}" if len(names) > 1 else ""
         raise BadInput(
-            f"layer {layer}: logical expert {logical_expert} is needed in slot {self.slot[unheld[0]]} "
-            f"(rank {self.rank[unheld[0]]}), and no slot of the old map holds it"
-            + (f"; neither does one hold {more} more experts that are needed." if more else ".")
+            f"{names[0]} is needed in slot {self.slot[unheld[0]]} (rank {self.rank[unheld[0]]}), and no slot of the old "
+            f"map holds it{others}."
         )
 
     def only_held(self) -> Needs:

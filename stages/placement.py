@@ -34,6 +34,14 @@ class Placement:
         frame, ranks, per_rank = self.shape
         return framed(self.physical_to_logical_map, frame, ranks, per_rank)
 
+    def without_frame(self) -> Placement:
+        """The new map alone, as engines are given it."""
+        return Placement(self.deployed, self.deployed, self.experts) if self.shape is not None else self
+
+    def slots_per_rank(self, ranks: int) -> int:
+        """Of the new map, where the frame has `ranks` ranks."""
+        return self.slots // ranks if self.shape is None else self.shape[2]
+
     @property
     def layers(self) -> int:
         return self.physical_to_logical_map.shape[0]

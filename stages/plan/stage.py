@@ -56,7 +56,7 @@ def plan(config: PlanStageConfig, inputs: Mapping[str, Path], folder: Path, prog
         lower_bound_seconds=lower_bound_seconds(needs, topology, nbytes),
         least_cross_node_bytes=least_cross_node_bytes(needs, topology, nbytes),
         from_files=unheld,
-        weight_bytes=placement.layers * (placement.slots // topology.ranks) * nbytes,
+        weight_bytes=placement.layers * placement.slots_per_rank(topology.ranks) * nbytes,
     )
     progress("writing transfers", 0.6)
     files = (*write_transfers(folder, transfers), *write_traffic(folder, report))

@@ -16,9 +16,12 @@ def test_experts_without_a_holder_are_named_and_counted() -> None:
     with pytest.raises(BadInput) as caught:
         needs_between(OLD, NEW, 2).check_held([5, 9])
     assert str(caught.value) == (
-        "layer 5: logical expert 3 is needed in slot 0 (rank 0), and no slot of the old map holds it; neither does one "
-        "hold 2 more experts that are needed."
+        "layer 5: logical expert 3 is needed in slot 0 (rank 0), and no slot of the old map holds it; nor does one hold "
+        "layer 9: logical expert 2, layer 9: logical expert 3."
     )
+    many = np.arange(24).reshape(1, 24)
+    with pytest.raises(BadInput, match=r"nor does one hold (layer 0: logical expert \d, ){6}.* 7, and 16 more\.$"):
+        needs_between(np.full((1, 24), -1), many, 2).check_held()
     only = np.where(NEW == 3, 0, NEW)
     with pytest.raises(BadInput, match=r"layer 1: logical expert 2 is needed in slot 0 .* holds it\.$"):
         needs_between(OLD, only, 2).check_held()

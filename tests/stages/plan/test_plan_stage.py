@@ -235,7 +235,7 @@ def test_relay_as_a_stage(tmp_path: Path) -> None:
 def test_experts_that_no_rank_holds_come_from_files_alone(tmp_path: Path) -> None:
     old, new = np.array([[0, 1, 2, 2], [0, 1, 1, 2]]), np.array([[3, 1, 0, 2], [0, 1, 2, 3]])
     with pytest.raises(
-        BadInput, match=r"layer 0: .* 3 is needed in slot 0 \(rank 0\), .*; neither does one hold 1 more"
+        BadInput, match=r"layer 0: .* 3 is needed in slot 0 \(rank 0\), .*; nor does one hold layer 1: logical"
     ):
         run(tmp_path, old, new, 4, config(1, 4))
     files = replace(config(1, 4), plan=PlanOptions("direct", weights="safetensors"))
