@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +21,8 @@ REMARK = "Measured by `moesaic doctor --calibrate`"
 
 def calibrate(file: Path, nodes: int | None, gpus_per_node: int | None, backend: str) -> str | None:
     """Measure and write `file`; what was found and how to use it, None on a rank that only takes part."""
-    _check(file)
+    if os.environ.get("RANK", "0") == "0":  # the others write nothing
+        _check(file)
     found = importlib.import_module(_calibration()).calibrate(file.stem, nodes, gpus_per_node, backend)
     if found is None:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from stages.compiled import compiled
+from stages.compiled import compiled, inner
 from stages.transfers import Ints
 
 Floats = npt.NDArray[np.float64]
@@ -83,7 +83,7 @@ def finish_times(
     return done
 
 
-@compiled
+@inner
 def _moving(nbytes: float, speed: float, sizes: Floats, seconds: Floats) -> float:
     """As `Link.seconds`, without the latency."""
     if len(sizes) == 0:

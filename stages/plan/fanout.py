@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from stages.compiled import compiled
+from stages.compiled import compiled, inner
 from stages.transfers import Ints
 
 SWEEPS = 4
@@ -82,13 +82,13 @@ def spread(
     return entry, parent
 
 
-@compiled
+@inner
 def _price(load: float, share: float) -> float:
     """Of one hop more on a link that has `load`, each of them `share` of what the busiest link has to do."""
     return ((load + 1) * share) ** STEEPNESS
 
 
-@compiled
+@inner
 def _enter(
     g: int,
     node: Ints,
@@ -115,7 +115,7 @@ def _enter(
     return best
 
 
-@compiled
+@inner
 def _grow(
     g: int,
     entry: Ints,
@@ -175,7 +175,7 @@ def _grow(
         fabric_out[parent[order[m]]] -= 1
 
 
-@compiled
+@inner
 def _count(
     g: int,
     step: int,

@@ -33,7 +33,7 @@ def colour(layer_begin: Ints, src: Ints, dst: Ints, ranks: int) -> Ints:
             degree[1, dst[e]] += 1
         degrees[l] = degree.max()
     # Of each end and colour, the hop that has it: senders first, then receivers.
-    taken = np.full((2 * ranks, max(1, degrees.max() if len(degrees) else 1)), NONE, np.int64)
+    taken = np.full((2 * ranks, max(1, degrees.max() if len(degrees) else 1)), NONE, np.int32)
     for l in range(len(degrees)):
         colours = degrees[l]
         taken[:, :colours] = NONE

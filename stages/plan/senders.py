@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stages.compiled import compiled
+from stages.compiled import compiled, inner
 from stages.plan.layer_balance import balance_layers
 from stages.transfers import Ints
 
@@ -89,7 +89,7 @@ def _balance_all(
                     shakes += 1
 
 
-@compiled
+@inner
 def _relieve(
     link: int,
     chosen: Ints,
@@ -166,7 +166,7 @@ def _relieve(
     return False
 
 
-@compiled
+@inner
 def _shake(
     seed: int,
     chosen: Ints,
@@ -197,7 +197,7 @@ def _shake(
         _change(c, option, chosen, node, holder_rank, gpus, nodes, True, load, first, after)
 
 
-@compiled
+@inner
 def _change(
     c: int,
     option: int,
@@ -224,7 +224,7 @@ def _change(
             load[ranks + nodes + node[c] * gpus + rank % gpus] += step
 
 
-@compiled
+@inner
 def _move_along(
     last: int,
     start: int,
@@ -270,14 +270,14 @@ def _move_along(
     return False
 
 
-@compiled
+@inner
 def _enter(c: int, rank: int, node: int, gpus: int, nodes: int, first: Ints, after: Ints) -> None:
     """Put crossing `c`, sent by `rank` into `node`, on the lists of its two links."""
     for side, link in ((0, rank), (1, nodes * gpus + nodes + node * gpus + rank % gpus)):
         after[side, c], first[link] = first[link], c
 
 
-@compiled
+@inner
 def _leave(c: int, rank: int, node: int, gpus: int, nodes: int, first: Ints, after: Ints) -> None:
     for side, link in ((0, rank), (1, nodes * gpus + nodes + node * gpus + rank % gpus)):
         if first[link] == c:

@@ -75,6 +75,8 @@ def _run_local(config: UpdateStageConfig, job: Job, machine: Machine, on_report:
 
 
 def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Measured, folder: Path) -> StageResult:
+    from stages.update.foretold import beside
+
     first, committed, batches, resent = measured.steps.tolist()
     execution = Execution(
         executor=config.update.executor,
@@ -129,7 +131,7 @@ def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Mea
             "nccl": execution.nccl or "none",
             "weights": execution.weights,
         },
-        note=_note(config, execution, job),
+        note=_note(config, execution, job) + beside(config, job, machine.transport, execution.update_seconds),
     )
     if not measured.complete:
         raise Corruption(stopped(config, measured), result)
