@@ -5,8 +5,9 @@ the edges of a bipartite graph needs as many colours as its largest degree (Kön
 is free at both ends, after the two colours of an alternating path have been exchanged where there is none.
 
 With relays a hop waits for the one that brings its item. A round is then the time of one crossing: a GPU has at most
-one crossing and `width` hops over its fabric at once, in each direction. Hops take the first round that has room, those
-with the longest tail of relays first, then those at the busiest GPUs.
+one crossing and `width` hops over its fabric at once, in each direction. Either hops take the first round that has room,
+those with the longest tail of relays first, then those at the busiest GPUs (`fit`); or all are coloured as if none had to
+wait, and those that come too early move to the first later round that has room (`settle`).
 """
 
 from __future__ import annotations
@@ -90,3 +91,39 @@ def fit(
             last = max(last, t)
         used[: last + 1] = 0
     return rounds
+
+
+@compiled
+def settle(
+    layer_begin: Ints, order: Ints, rounds: Ints, src: Ints, dst: Ints, crosses: npt.NDArray[np.bool_],
+    brought_by: Ints, ranks: int, width: int, most: int,
+) -> None:  # fmt: skip
+    """Move the hops that come before what they forward to the first later round that has room.
+
+    `rounds` [N] keeps to what a round has room for already. `order`: the hops of layer after layer, those that bring
+    something before those that forward it.
+    """
+    used = np.zeros((most, 4, ranks), np.int16)
+    for l in range(len(layer_begin) - 1):
+        last = np.int64(-1)
+        for i in range(layer_begin[l], layer_begin[l + 1]):
+            e = order[i]
+            way = 0 if crosses[e] else 2
+            used[rounds[e], way, src[e]] += 1
+            used[rounds[e], way + 1, dst[e]] += 1
+            last = max(last, rounds[e])
+        for i in range(layer_begin[l], layer_begin[l + 1]):
+            e = order[i]
+            if brought_by[e] == NONE or rounds[e] > rounds[brought_by[e]]:
+                continue
+            room, way = (1, 0) if crosses[e] else (width, 2)
+            used[rounds[e], way, src[e]] -= 1
+            used[rounds[e], way + 1, dst[e]] -= 1
+            t = rounds[brought_by[e]] + 1
+            while used[t, way, src[e]] >= room or used[t, way + 1, dst[e]] >= room:
+                t += 1
+            used[t, way, src[e]] += 1
+            used[t, way + 1, dst[e]] += 1
+            rounds[e] = t
+            last = max(last, t)
+        used[: last + 1] = 0

@@ -49,10 +49,10 @@ def direct_rounds(plan: TransferPlan, layers: int, ranks: int) -> TransferPlan:
 
 
 def relay_rounds(hops: Hops, layer: Ints, layers: int, ranks: int, width: int) -> Ints:
-    """[N]: the round of each hop."""
-    from stages.plan.rounds import fit
+    """[N]: the round of each hop: in each layer by whichever of two ways takes fewer."""
+    from stages.plan.rounds import fit, settle
 
-    tails = hops.tails()
+    tails, depths = hops.tails(), hops.depths()
     busy = np.zeros(len(hops), dtype=np.int64)
     most = 1
     for crossing, room in ((True, 1), (False, width)):
@@ -62,10 +62,49 @@ def relay_rounds(hops: Hops, layer: Ints, layers: int, ranks: int, width: int) -
             degree = -(-np.bincount(key, minlength=layers * ranks) // room)
             busy[chosen] = np.maximum(busy[chosen], degree[key])
             most += int(degree.max(initial=0))
+    most *= int(depths.max(initial=0)) + 1
     order = np.lexsort((-busy, -tails, layer))
     begin = np.searchsorted(layer[order], np.arange(layers + 1))
-    most *= int(hops.depths().max(initial=0)) + 1
-    return fit(begin, order, hops.src, hops.dst, hops.crosses, hops.brought_by, ranks, width, most)
+    first = fit(begin, order, hops.src, hops.dst, hops.crosses, hops.brought_by, ranks, width, most)
+    second = _coloured(hops, layer, layers, ranks, width, tails, depths)
+    settle(
+        begin,
+        np.lexsort((depths, layer)),
+        second,
+        hops.src,
+        hops.dst,
+        hops.crosses,
+        hops.brought_by,
+        ranks,
+        width,
+        most,
+    )
+    last = np.zeros((2, layers), dtype=np.int64)
+    for way, rounds in enumerate((first, second)):
+        np.maximum.at(last[way], layer, rounds)
+    return np.where((last[1] < last[0])[layer], second, first)
+
+
+def _coloured(hops: Hops, layer: Ints, layers: int, ranks: int, width: int, tails: Ints, depths: Ints) -> Ints:
+    """[N]: rounds as few as the largest degrees over networks and over fabrics, whatever hops wait for. The colours with
+    the longest tails of relays go first on the network, those with the deepest hops last on fabrics."""
+    from stages.plan.rounds import colour
+
+    rounds = np.zeros(len(hops), dtype=np.int64)
+    for crossing, weight, room in ((True, -tails, 1), (False, depths, width)):
+        chosen = np.flatnonzero(hops.crosses == crossing)
+        chosen = chosen[np.argsort(layer[chosen], kind="stable")]
+        begin = np.searchsorted(layer[chosen], np.arange(layers + 1))
+        colours = colour(begin, hops.src[chosen], hops.dst[chosen], ranks)
+        count = int(colours.max(initial=0)) + 1
+        key = layer[chosen] * count + colours
+        total = (
+            np.bincount(key, weights=weight[chosen], minlength=layers * count).astype(np.float64).reshape(layers, count)
+        )
+        total[np.bincount(key, minlength=layers * count).reshape(layers, count) == 0] = np.inf
+        place = np.argsort(np.argsort(total, axis=1, kind="stable"), axis=1, kind="stable")
+        rounds[chosen] = place.reshape(-1)[key] // room
+    return rounds
 
 
 def count_relay_rounds(hops: Hops, layer: Ints, rounds: Ints, layers: int, ranks: int, width: int) -> RoundCount:
