@@ -26,10 +26,11 @@ demo: install  ## the main job on real loads: 2 nodes × 4 GPUs as 8 ranks on th
 	$(BIN)/moesaic run
 
 test: install-dev  ## all tests that need no GPU
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist worksteal -m "not alone"
+	$(BIN)/pytest -m alone
 
 coverage: install-dev  ## the tests, with the coverage of stages and pipeline
-	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/pytest -n 2 --dist worksteal -m "not alone" --cov --cov-report=term --cov-fail-under=90
 
 check: install-dev  ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .

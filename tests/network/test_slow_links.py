@@ -52,20 +52,40 @@ def move(hosts: list[Host], ranks_per_host: int, out: Path) -> dict[str, dict[st
     return found
 
 
+def unlike(found: dict[str, dict[str, float]], faster: float) -> str:
+    """What of the times is not as it should be; empty if they are."""
+    direct, relay = found["direct"], found["relay"]
+    if not LINK_GB_PER_S * 0.8 < found["node_gb_per_s"] < LINK_GB_PER_S * 1.05:
+        return f"a node reached {found['node_gb_per_s']} GB/s"
+    for policy, value in (("direct", direct), ("relay", relay)):
+        if value["predicted"] != pytest.approx(value["measured"], rel=0.2):
+            return f"{policy} took {value['measured']:.2f} s, predicted were {value['predicted']:.2f} s"
+    if direct["measured"] < faster * relay["measured"]:
+        return f"relay took {relay['measured']:.2f} s, direct {direct['measured']:.2f} s"
+    return ""
+
+
 @pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("count", "ranks_per_host", "faster"), [(2, 4, 2.0), (4, 2, 1.4)])
 def test_relay_beats_direct_by_what_was_predicted(
     tmp_path: Path, count: int, ranks_per_host: int, faster: float
 ) -> None:
-    with joined_hosts(count, "400mbit") as hosts:
-        found = move(hosts, ranks_per_host, tmp_path / "found.json")
-    direct, relay = found["direct"], found["relay"]
-    assert LINK_GB_PER_S * 0.8 < found["node_gb_per_s"] < LINK_GB_PER_S * 1.05
-    for policy in (direct, relay):
-        assert policy["compared"] > 0
-        assert policy["wrong"] == 0
-        assert policy["predicted"] == pytest.approx(policy["measured"], rel=0.2)
-    assert relay["relays"] > 0
-    assert direct["relays"] == 0
-    assert relay["cross_node_bytes"] < direct["cross_node_bytes"]
-    assert direct["measured"] >= faster * relay["measured"]
+    """Every byte is right each time; the times are those of the links in one of three tries, since a busy machine is
+    slower than its links."""
+    wrong = []
+    for attempt in range(3):
+        with joined_hosts(count, "400mbit") as hosts:
+            found = move(hosts, ranks_per_host, tmp_path / f"found-{attempt}.json")
+        direct, relay = found["direct"], found["relay"]
+        for policy in (direct, relay):
+            assert policy["compared"] > 0
+            assert policy["wrong"] == 0
+        assert relay["relays"] > 0
+        assert direct["relays"] == 0
+        assert relay["cross_node_bytes"] < direct["cross_node_bytes"]
+        wrong.append(unlike(found, faster))
+        if not wrong[-1]:
+            return
+    raise AssertionError("; ".join(wrong))
