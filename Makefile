@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test coverage check format bench-place bench-plan clean
+.PHONY: help install install-dev demo test coverage check format bench-place bench-plan bench-update bench-checksum clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,12 @@ bench-place: install-dev  ## EPLB against the published loops
 
 bench-plan: install-dev  ## full plans, from 32 to 4,096 GPUs
 	$(BIN)/python -m tests.bench.bench_plan
+
+bench-update: install-dev  ## the executors and transports side by side, on all GPUs or on CPU ranks
+	$(BIN)/python -m tests.bench.bench_update --out outputs/bench_update.md $(if $(shell command -v nvidia-smi),,--model gpt_oss_20b)
+
+bench-checksum: install-dev  ## checksums against torch.sum of the same bytes
+	$(BIN)/python -m tests.bench.bench_checksum
 
 clean:  ## remove what runs and tools left (not the runs in outputs)
 	rm -rf .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis .coverage* dist build

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from stages.checksum import LENGTH
+from stages import checksum_kernel
+from stages.checksum import BLOCK, LENGTH
 from stages.errors import MoesaicError
 from stages.update import kernels
 from stages.update.garbage import no_garbage_collection
@@ -30,6 +31,8 @@ from stages.update.stream_clock import StreamClock, stream
 from stages.update.tables import Addresses, CopyTables, commit_tables, hash_tables
 from stages.update.truth import Sums
 
+HASH_BYTES = 32768
+"""What one program hashes: little, since programs beside ones that write to another GPU are slow."""
 WINDOW = 8
 SIGNED_LENGTH = LENGTH - (1 << 64)
 OPEN = -1
@@ -83,28 +86,64 @@ class DeviceLane:
         self._writes = commit_tables(program.writes, at, staging, kernels.COPY_BYTES, device)
         self._hashes = None
         if truth is not None:
-            self._hashes = hash_tables(program.arrivals, at, staging, truth, kernels.HASH_BYTES, device)
+            self._hashes = hash_tables(program.arrivals, at, staging, truth, HASH_BYTES, device)
         self._checking, self._committing, self._reporting = stream(device, urgent=True), stream(device), stream(device)
         self._ballots = torch.zeros(max(1, len(program)), dtype=torch.int32, device=device)
         self._known = torch.zeros(max(1, len(program)), dtype=torch.int32, pin_memory=True)
         self._known_ballots = self._known.numpy()
         self._graph: torch.cuda.CUDAGraph | None = None
         self._recorded = self._read = -1
+        self._compiled = False
         self.faults: list[Fault] = []
 
-    def record(self, first: int) -> None:
-        """Compile all kernels, and record the attempt that starts at batch `first`. All ranks call it."""
+    def get_ready(self, first: int) -> None:
+        """Compile all kernels, and record the attempt that starts at batch `first`."""
         if first == len(self._program):
             return
-        launch_copies(self._writes, first, torch.ones_like(self._ballots))
-        if self._hashes is not None:
-            self._hash(first)
-        self._transport.warm_up()
-        self._clear()
+        self._compile(first)
         with self._recording():
             for batch in range(first, len(self._program)):
                 self._queue(batch)
         self._recorded = first
+
+    def _compile(self, batch: int) -> None:
+        launch_copies(self._writes, batch, torch.ones_like(self._ballots))
+        if self._hashes is not None:
+            self._hash(batch)
+        self._transport.warm_up()
+        self._clear()
+        self._compiled = True
+
+    def stage(self, batch: int) -> None:
+        if not self._compiled:
+            self._compile(batch)
+            with torch.cuda.stream(self._checking):
+                self._begin()
+        self.faults = []
+        with torch.cuda.stream(self._checking):
+            self._check(batch)
+            self._known[batch : batch + 1].copy_(self._ballots[batch : batch + 1], non_blocking=True)
+
+    def staged(self, batch: int) -> bool:
+        return int(self._known_ballots[batch]) != OPEN
+
+    def commit(self, batch: int) -> bool:
+        """The current stream waits for the commit alone, not for what is on its way."""
+        self._read = batch
+        current = torch.cuda.current_stream()
+        if not self._read_until(batch + 1):
+            dist.barrier()
+            self._clear()
+            with torch.cuda.stream(self._checking):
+                self._begin()
+            return False
+        self._committing.wait_stream(current)
+        self._commit(batch)
+        current.wait_stream(self._committing)
+        return True
+
+    def drain(self) -> None:
+        torch.cuda.synchronize(self._staging.data.device)
 
     @contextmanager
     def _recording(self) -> Iterator[None]:
@@ -166,6 +205,15 @@ class DeviceLane:
 
     def _queue(self, batch: int) -> None:
         """One batch, from its first byte to its commit; the current stream is the one that checks."""
+        self._check(batch)
+        self._committing.wait_event(self._checking.record_event())
+        committed = self._commit(batch)
+        with torch.cuda.stream(self._reporting):
+            self._reporting.wait_event(committed)
+            self._known[batch : batch + 1].copy_(self._ballots[batch : batch + 1], non_blocking=True)
+
+    def _check(self, batch: int) -> None:
+        """From the first byte to the ballot."""
         self._hooks.before_send(batch)
         self._transport.post(batch, self._clock)
         with self._clock("wait", batch):
@@ -176,15 +224,14 @@ class DeviceLane:
                 self._hash(batch)
             with self._clock("wait", batch):
                 self._transport.vote(batch, self._ballots)
-        self._committing.wait_event(self._checking.record_event())
+
+    def _commit(self, batch: int) -> torch.cuda.Event:
         with torch.cuda.stream(self._committing):
             with self._clock("commit", batch):
                 launch_copies(self._writes, batch, self._ballots)
             committed = self._committing.record_event()
         self._transport.settled(batch, committed)
-        with torch.cuda.stream(self._reporting):
-            self._reporting.wait_event(committed)
-            self._known[batch : batch + 1].copy_(self._ballots[batch : batch + 1], non_blocking=True)
+        return committed
 
     def _read_until(self, batch: int) -> bool:
         """Wait for the ballots of the batches before `batch`; False if one says no."""
@@ -211,9 +258,9 @@ class DeviceLane:
         assert tables is not None
         start, stop = tables.work.of_batch(batch)
         if start < stop:
-            kernels.hash_rows[(stop - start,)](
+            checksum_kernel.hash_rows[(stop - start,)](
                 tables.work.items, start, tables.source, tables.nbytes, tables.columns, tables.factors, tables.sums,
-                ALIGNED=tables.aligned, BLOCKS=kernels.HASH_BYTES // 4096, num_warps=kernels.HASH_WARPS,
+                ALIGNED=tables.aligned, BLOCKS=HASH_BYTES // BLOCK, num_warps=checksum_kernel.HASH_WARPS,
             )  # fmt: skip
         kernels.judge[(1,)](
             tables.edges[batch], tables.edges[batch + 1], tables.sums, tables.nbytes, tables.truth, tables.found,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from stages import synthetic
-from stages.checksum import checksum_rows
+from stages.checksum import checksum_tensors
 from stages.errors import Corruption
 from stages.expert_map import EMPTY, ExpertMap
 from stages.model import TensorSpec
@@ -108,7 +108,9 @@ def check_filled(config: UpdateStageConfig, own: ExpertMap, found: npt.NDArray[n
 
 def checksums(weights: Weights) -> npt.NDArray[np.uint64]:
     """[L, slots_per_rank, K]: the checksum of what is in memory now."""
-    return np.stack([np.stack([checksum_rows(tensor) for tensor in tensors], axis=1) for tensors in weights])
+    found = checksum_tensors([tensor for tensors in weights for tensor in tensors])
+    kinds = len(weights[0])
+    return np.stack([np.stack(found[first : first + kinds], axis=1) for first in range(0, len(found), kinds)])
 
 
 def nbytes(tensors: Sequence[torch.Tensor]) -> int:
