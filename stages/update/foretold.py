@@ -20,7 +20,7 @@ def foretold(config: UpdateStageConfig, job: Job, transport: str) -> Prediction:
     spent = config.staging_budget(transport, job.most_arrivals())
     batches = cut(
         job.plan, job.layers, job.slots, job.ranks,
-        rows=spent.rows, at_once=spent.at_once, sends_at_once=spent.packed,
+        rows=spent.rows, at_once=spent.at_once, at_least=spent.at_least, sends_at_once=spent.packed,
     )  # fmt: skip
     batch = np.where(batches.stage >= 0, batches.stage, np.maximum(batches.commit, 0))
     return predict_pipelined(job.plan, batch, np.maximum(batches.phase, 0), topology, tensors)
