@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test coverage check format bench-place bench-eplb bench-update bench-checksum clean
+.PHONY: help install install-dev demo test coverage check format bench-place bench-eplb bench-plan bench-update bench-checksum clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,10 +26,11 @@ demo: install  ## the main job on real loads: 2 nodes × 4 GPUs as 8 ranks on th
 	$(BIN)/moesaic run
 
 test: install-dev  ## all tests that need no GPU
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist worksteal -m "not alone"
+	$(BIN)/pytest -m alone
 
 coverage: install-dev  ## the tests, with the coverage of stages and pipeline
-	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/pytest -n 2 --dist worksteal -m "not alone" --cov --cov-report=term --cov-fail-under=90
 
 check: install-dev  ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -46,6 +47,9 @@ bench-place: install-dev  ## the placement policies against each other; tables i
 
 bench-eplb: install-dev  ## EPLB for all layers at once against its published loops
 	$(BIN)/python -m tests.bench.bench_eplb
+
+bench-plan: install-dev  ## full plans, from 32 to 4,096 GPUs
+	$(BIN)/python -m tests.bench.bench_plan
 
 bench-update: install-dev  ## the executors and transports side by side, on all GPUs or on CPU ranks
 	$(BIN)/python -m tests.bench.bench_update --out outputs/bench_update.md $(if $(shell command -v nvidia-smi),,--model gpt_oss_20b)

@@ -5,7 +5,7 @@ Only what the stage's key holds may appear here, since a cached result is shown 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,6 +51,11 @@ class Judgement:
     kept: int
     load: str
     search: SearchReport | None
+    slots: int
+
+    def between(self, placement: Placement, ranks: int, before: Floats) -> Judgement:
+        """The same of a placement that resizes: what moves counts in the frame of `ranks` ranks that `placement` has."""
+        return replace(self, placement=placement, ranks=ranks, before=before)
 
     def metrics(self) -> dict[str, float]:
         per_layer = balancedness_per_layer(self.after)
@@ -62,7 +67,7 @@ class Judgement:
             "optimality_gap": self.optimality_gap,
             "moved_slots": float(moved_slots(current, new, experts, self.ranks)),
             "duplicate_replicas": float(duplicate_replicas(new, experts, self.ranks)),
-            "redundant_experts_used": float(self.placement.slots - experts),
+            "redundant_experts_used": float(self.slots - experts),
         }
         if self.next_window is not None:
             metrics["balancedness_next_window"] = self.next_window
@@ -109,6 +114,7 @@ def judge(load: LoadStats, placement: Placement, solver: Solver, found: Found) -
         kept=found.kept,
         load=solver.options.load,
         search=report_search(load, placement, solver, found) if solver.options.algorithm == "local_search" else None,
+        slots=solver.slots,
     )
 
 

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from stages.balance import gpu_load
 from stages.contract import Progress, StageResult
+from stages.expert_map import ExpertMap, slots_per_rank
 from stages.load import read_load
 from stages.place.config import PlaceStageConfig
 from stages.place.report import judge, note
 from stages.placement import Placement, write_placement
+from stages.resize import framed
 from stages.solvers.fit import fitted_load
-from stages.solvers.solver import Solver, solver_of
+from stages.solvers.given import resized_current, start_from
+from stages.solvers.solver import Solver, solver_of, target_of
 
 
 def place(config: PlaceStageConfig, inputs: Mapping[str, Path], folder: Path, progress: Progress) -> StageResult:
@@ -23,17 +28,26 @@ def place(config: PlaceStageConfig, inputs: Mapping[str, Path], folder: Path, pr
     progress("reading the loads", 0.0)
     load = read_load(inputs["load"])
     progress("getting the solver ready (compiled once on a machine)", 0.1)
+    world = config.topology.ranks
+    config = replace(config, topology=target_of(config.topology, config.place.ranks))
     solver = solver_of(config.place, config.model, config.topology, config.seed, load)
+    resizing = config.place.resizes
+    if resizing:
+        now, left = resized_current(config.place, load, world)
+        solver = replace(solver, current=start_from(now, left, load.experts, solver.capacity))
 
     progress(f"placing {load.layers} layers of {load.experts} experts in {solver.slots} slots", 0.2)
     start = time.perf_counter()
     found = solver.solve(fitted_load(load.logical_count, config.place))
     solve_seconds = time.perf_counter() - start
     placement = Placement(found.map, solver.current, load.experts)
+    judgement = judge(load, placement, solver, found)
+    if resizing:
+        placement = _in_one_frame(found.map, solver.topology.ranks, now, left, world, load.experts)
+        judgement = judgement.between(placement, world, gpu_load(load.total(), now, left))
     files = write_placement(folder, placement)
 
     progress("judging the placement", 0.5)
-    judgement = judge(load, placement, solver, found)
     metrics = judgement.metrics()
     tags = _tags(config, solver)
     result = StageResult(
@@ -45,6 +59,15 @@ def place(config: PlaceStageConfig, inputs: Mapping[str, Path], folder: Path, pr
     )
     progress("placed", 1.0)
     return result
+
+
+def _in_one_frame(
+    new: ExpertMap, new_ranks: int, now: ExpertMap, now_ranks: int, world: int, experts: int
+) -> Placement:
+    own = slots_per_rank(new, new_ranks)
+    per_rank = max(own, slots_per_rank(now, now_ranks))
+    shape = (world, new_ranks, own)
+    return Placement(framed(new, new_ranks, world, per_rank), framed(now, now_ranks, world, per_rank), experts, shape)
 
 
 def _tags(config: PlaceStageConfig, solver: Solver) -> dict[str, str]:

@@ -17,6 +17,8 @@ def key_of(options: PlaceOptions, model: ModelSpec, topology: Topology, seed: in
         place["redundant_experts"] = options.redundant_experts
     place |= options.load_rule if options.algorithm in ("eplb", "local_search") else {}
     place |= {"min_gain": options.min_gain} if options.min_gain else {}
+    if options.resizes:
+        place |= {"ranks": options.ranks, "current_ranks": options.current_ranks, "lost": options.lost_ranks}
     where: dict[str, Any] = {"nodes": topology.nodes, "gpus_per_node": topology.gpus_per_node}
     if options.relabels:
         place["relabel"] = True

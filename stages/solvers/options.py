@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ class PlaceOptions:
                          in each layer and rank as the `current` placement fills
     current:             what is in place: contiguous (slot s holds expert s mod E), loads (the map that came with the
                          loads), or a placement file
+    ranks:               GPUs of the topology to place on, the first so many; null: all
+    current_ranks:       GPUs that the current placement is on, the first so many; null: all of the topology
+    lost_ranks:          of those, the ones whose weights are gone. Where the current placement had more GPUs than the
+                         topology, the others are numbered anew, in order; else new GPUs stand in their places
     load:                what windows count: all alike (mean), the last, a quantile of each expert's (load_quantile), or
                          the later the more (ewma: the weight of a window halves every load_half_life windows)
     objective:           balance (the best under the caps on moved bytes or slots, if there are any) or movement (the
@@ -49,6 +53,9 @@ class PlaceOptions:
     redundant_experts: int = 0
     redundancy: str = "per_layer"
     current: str = CONTIGUOUS
+    ranks: int | None = None
+    current_ranks: int | None = None
+    lost_ranks: list[int] = field(default_factory=list)
     load: str = "mean"
     load_quantile: float = 0.9
     load_half_life: float = 4.0
@@ -83,6 +90,10 @@ class PlaceOptions:
             value = getattr(self, key)
             if value is not None and not value >= 0:
                 raise BadInput(f"place.{key}={value} must not be negative.")
+        for key in ("ranks", "current_ranks"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise BadInput(f"place.{key}={value} is not possible: it must be at least 1.")
         if self.max_steps is not None and self.max_steps < 1:
             raise BadInput(f"place.max_steps={self.max_steps} is not possible: it must be at least 1.")
         for key in ("seconds", "load_half_life"):
@@ -108,6 +119,11 @@ class PlaceOptions:
                 f"place.target_balancedness={self.target_balancedness} is for place.objective=movement; "
                 "place.objective=balance seeks the best there is."
             )
+
+    @property
+    def resizes(self) -> bool:
+        """Whether the current and the new placement may be on other ranks, or have other slots."""
+        return self.ranks is not None or self.current_ranks is not None or bool(self.lost_ranks)
 
     @property
     def current_file(self) -> str | None:

@@ -102,7 +102,7 @@ class Solver:
 def solver_of(options: PlaceOptions, model: ModelSpec, topology: Topology, seed: int, load: LoadStats) -> Solver:
     """The solver that `place.algorithm` names, for loads like `load`. Raises `BadInput` for what cannot be."""
     layers, experts, ranks = load.layers, load.experts, topology.ranks
-    given = current_file_or_loads(options, load, ranks)
+    given = None if options.resizes else current_file_or_loads(options, load, ranks)
     slots = np.full(layers, slots_for(experts, options.redundant_experts, ranks))
     computed: Callable[[Loads], ExpertMap] | None = None
     hierarchical = False
@@ -140,6 +140,19 @@ def solver_of(options: PlaceOptions, model: ModelSpec, topology: Topology, seed:
         capacity = capacity_of_current(given, ranks)
         return replace(solver, capacity=capacity, current=given)
     return replace(solver, capacity=capacity, current=current_map(given, options, experts, capacity), budget=budget)
+
+
+def target_of(topology: Topology, ranks: int | None) -> Topology:
+    """The part of `topology` that its first `ranks` GPUs are: whole nodes, or GPUs of one node."""
+    if ranks is None or ranks == topology.ranks:
+        return topology
+    gpus = topology.gpus_per_node
+    if ranks > topology.ranks or (ranks > gpus and ranks % gpus):
+        raise BadInput(
+            f"place.ranks={ranks} is not possible: allowed are multiples of the {gpus} GPUs of a node up to "
+            f"{topology.ranks}, and less than one node."
+        )
+    return replace(topology, nodes=max(1, ranks // gpus), gpus_per_node=min(gpus, ranks))
 
 
 def _always(new: ExpertMap) -> Callable[[Loads], ExpertMap]:
