@@ -19,8 +19,9 @@ Floats = npt.NDArray[np.float64]
 AIMS = (0.75, 0.55, 0.4, 0.3, 0.22, 0.16, 0.12, 0.08, 0.05, 0.025, 0.0)
 """How much of what the fullest GPU has above the bound a walk leaves: each walk takes other moves to get there."""
 NOISE = 0.1
-WALKS = 2
-"""Without a limit of attempts, walks for each aim; all but the first choose their moves a little by chance."""
+WALKS, LARGE = 2, 20_000
+"""Without a limit of attempts, walks for each aim; all but the first choose their moves a little by chance. Only one
+where slots x ranks of a row are more than the second."""
 ENTRIES = 512
 """A front has at most so many entries: in rows of more slots an entry stands for several numbers of moved slots."""
 
@@ -99,7 +100,8 @@ def fronts(
         found.append(None if row.current is None else Front(row, own, (seed, 1, index)))
     there = [front for front in found if front is not None]
     crew.each(lambda front: front.walk(0.0, by_chance=False), there)
-    walks = [(aim, walk > 0) for walk in range(WALKS) for aim in reversed(AIMS) if walk > 0 or aim > 0]
+    each = 1 if max(row.slots * len(row.capacity) for row in rows) > LARGE else WALKS
+    walks = [(aim, walk > 0) for walk in range(each) for aim in reversed(AIMS) if walk > 0 or aim > 0]
     for aim, by_chance in walks[: None if max_steps is None else max(0, max_steps - 1)]:
 
         def more(front: Front, aim: float = aim, by_chance: bool = by_chance) -> None:

@@ -13,8 +13,8 @@ from stages.solvers.rows import Experts, Row
 PATIENCE, MOST_PATIENCE, EFFORT = 250, 20_000, 2_000_000
 """Without a limit of attempts, a row ends after so many in vain: twice through all tolerances, and more in a small row,
 where an attempt costs little: until attempts x slots x ranks come to the effort, or there were the most."""
-ROUNDS = (1, 4, 16, 64)
-"""Attempts in each row before the next row's turn; the last again and again."""
+ROUNDS, TURN = (1, 4, 16), 500_000
+"""Attempts in each row before the next row's turn; after these, so many that attempts x slots x ranks come to the last."""
 
 
 class Scratch:
@@ -32,7 +32,8 @@ class Scratch:
         self._random = random_state(seed)
         self._top = np.full(2, np.inf)
         self._steps = np.zeros(2, dtype=np.int64)
-        self._patience = patience or min(MOST_PATIENCE, max(PATIENCE, EFFORT // (row.slots * len(row.capacity))))
+        self._size = row.slots * len(row.capacity)
+        self._patience = patience or min(MOST_PATIENCE, max(PATIENCE, EFFORT // self._size))
         self.slot: Experts = np.full((len(row.capacity), int(row.capacity.max())), -1, dtype=np.int32)
 
     @property
@@ -46,6 +47,11 @@ class Scratch:
     @property
     def done(self) -> bool:
         return self.steps > 0 and (self.top <= self._row.bound * (1 + 1e-9) or self._steps[1] >= self._patience)
+
+    @property
+    def turn(self) -> int:
+        """Attempts that take about a millisecond or two."""
+        return max(ROUNDS[-1], TURN // self._size)
 
     def work(self, attempts: int) -> None:
         from stages.solvers.kernels.scratch import improve
@@ -72,14 +78,13 @@ def advance(searches: Sequence[Scratch], max_steps: int | None, clock: Clock, cr
     in each, whatever the clock says."""
     limit = max_steps if max_steps is not None else np.iinfo(np.int64).max
     crew.each(lambda search: search.work(1), [search for search in searches if not search.steps])
-    turn = 1
+    rounds = iter(ROUNDS[1:])
     while open_ := [search for search in searches if not search.done and search.steps < limit]:
-        attempts = ROUNDS[min(turn, len(ROUNDS) - 1)]
-        turn += 1
+        attempts = next(rounds, None)
 
-        def more(search: Scratch, attempts: int = attempts) -> None:
+        def more(search: Scratch, attempts: int | None = attempts) -> None:
             if not clock.over():
-                search.work(min(attempts, limit - search.steps))
+                search.work(min(attempts or search.turn, limit - search.steps))
 
         crew.each(more, open_)
         if clock.cut:
