@@ -19,13 +19,19 @@ from tests.stages.collect.helpers import model
 
 CONF = Path(__file__).parents[3] / "conf" / "collect"
 
+SOURCES_THAT_ARE = ("sample", "table", "synthetic", "auto", "sglang", "trtllm", "vllm", "adrs", "omni", "transformers",
+                    "sglang_server")  # fmt: skip
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"source": "live"}, "collect.source=live is not known; allowed are sample, table, synthetic."),
+        (
+            {"source": "live"},
+            f"collect.source=live is not known; allowed are {', '.join(SOURCES_THAT_ARE)}.",
+        ),
         ({"sample": "qwen"}, "collect.sample=qwen is not known; allowed are gpt_oss_20b, olmoe, mixtral."),
-        ({"on_bad": "repair"}, "collect.on_bad=repair is not known; allowed are error."),
+        ({"on_bad": "mend"}, "collect.on_bad=mend is not known; allowed are error, drop, repair."),
         ({"distribution": "even"}, "collect.distribution=even is not known; allowed are lognormal, zipf."),
         ({"window": 0}, "collect.window=0 is not possible: it must be at least 1."),
         ({"windows": 0}, "collect.windows=0 is not possible: it must be at least 1."),
