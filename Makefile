@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test coverage check format bench-place clean
+.PHONY: help install install-dev demo test coverage check format bench-place bench-collect bench-record demo-live clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,12 @@ format: install-dev  ## put the code into shape
 
 bench-place: install-dev  ## EPLB against the published loops
 	$(BIN)/python -m tests.bench.bench_eplb
+
+bench-collect: install-dev  ## memory and time of reading dumps of a GiB, each format
+	$(BIN)/python -m tests.bench.bench_collect
+
+bench-record: install-dev  ## what counting a model's choices costs it
+	$(BIN)/python -m tests.bench.bench_record
 
 clean:  ## remove what runs and tools left (not the runs in outputs)
 	rm -rf .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis .coverage* dist build

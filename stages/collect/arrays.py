@@ -127,14 +127,10 @@ def read_safetensors(path: Path) -> Dump:
         step = rows_at_once(row.nbytes)
         for start in range(0, shape[0], step):
             with safe_open(path, framework="numpy") as file:  # opened anew, since it keeps what it read mapped
-                count = file.get_slice(COUNT)[start : start + step]
-            part = slice(start, start + step)
+                part = slice(start, min(start + step, shape[0]))
+                count = file.get_slice(COUNT)[part]
             yield Block(
-                count,
-                labels[part],
-                None if tokens is None else tokens[part],
-                current,
-                done=min(1.0, part.stop / shape[0]),
+                count, labels[part], None if tokens is None else tokens[part], current, done=part.stop / shape[0]
             )
 
     return Dump(origin, blocks)

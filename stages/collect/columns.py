@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 COLUMNS = ("layer", "expert", "count")
 WINDOW = "window"
 HOW_COUNTED = "rows counted from 0, below the header"
-CSV_BYTES, PARQUET_ROWS = 1 << 24, 1 << 20
+CSV_BYTES, PARQUET_ROWS = 1 << 21, 1 << 17
 """How much of a file makes a batch."""
 
 Integers = npt.NDArray[np.int64]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from stages.errors import BadInput
 
 AnyArray = npt.NDArray[np.generic]
-BLOCK_BYTES = 1 << 24
+BLOCK_BYTES = 1 << 22
 """Rows are handed on in blocks of about this size, so that a file of any size is read in bounded memory."""
 
 

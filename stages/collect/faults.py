@@ -26,7 +26,7 @@ def first_fault(values: npt.NDArray[np.generic]) -> Fault | None:
 
 
 def all_faults(values: npt.NDArray[np.generic]) -> list[Fault]:
-    """Every kind of fault in such values, the gravest first; a value may have several."""
+    """Every kind of fault in such values, the gravest first; a value may be both negative and not whole."""
     if values.dtype.kind not in "iufO":
         return [Fault("not numbers", np.ones(values.shape, dtype=bool))] if values.size else []
     numbers: npt.NDArray[Any] = as_floats(values) if values.dtype.kind == "O" else values
@@ -35,10 +35,11 @@ def all_faults(values: npt.NDArray[np.generic]) -> list[Fault]:
     kinds = [("negative", numbers < 0), ("too large (above 2^53)", numbers > MOST)]
     if numbers.dtype.kind == "f":
         finite = np.isfinite(numbers)
-        kinds[:0] = [
+        kinds = [
             ("not numbers", np.isnan(numbers)),
-            ("not finite", ~finite),
+            ("not finite", np.isinf(numbers)),
             ("not whole numbers", finite & (numbers != np.floor(numbers))),
+            *((what, finite & where) for what, where in kinds),
         ]
     return [Fault(what, where) for what, where in kinds if where.any()]
 
