@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.code_digest import code_digest
 from pipeline.declaration import StageSpec
 from stages import paths
+from stages.contract import Content
 from stages.errors import BadInput
 
 MAX_CHANGES = 3
@@ -63,13 +64,19 @@ def key_parts(spec: StageSpec, config: Any, inputs: Mapping[str, str]) -> KeyPar
     """`config`: the stage's config object; `inputs`: input name -> digest of the file it will read."""
     digests = dict(inputs)
     if hasattr(config, "external_files"):
-        for name, path in config.external_files().items():
-            if not Path(path).exists():
-                raise BadInput(f"{name}={path} does not exist.")
-            digests[name] = paths.sha256(Path(path))
+        digests |= {name: _content(name, file) for name, file in config.external_files().items()}
     key_config = config.key_config() if hasattr(config, "key_config") else asdict(config)
     plain = json.loads(json.dumps(key_config))
     return KeyParts(spec.name, code_digest(spec.target), plain, digests, environment(config))
+
+
+def _content(name: str, file: Path | Content) -> str:
+    """The digest of an external file."""
+    if not isinstance(file, str | Path):
+        return file.sha256()
+    if not Path(file).exists():
+        raise BadInput(f"{name}={file} does not exist.")
+    return paths.sha256(Path(file))
 
 
 def environment(config: Any) -> dict[str, str]:

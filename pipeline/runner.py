@@ -18,7 +18,7 @@ from pipeline.checkpoint import Hit, Miss, look_up
 from pipeline.declaration import RunOptions, StageSpec, needed, selection
 from pipeline.keys import KeyParts, Manifest, cacheable, environment, key_parts, write_manifest
 from pipeline.lifecycle import Terminated, birth_tags, ending_raises, heartbeat, reap_orphans, signals_held
-from pipeline.schema import Root, check, stage_config, tracking_options
+from pipeline.schema import Root, check, resolved, stage_config, tracking_options
 from pipeline.store import Store, remove, tracking_uri
 from pipeline.summary import StageState, Summary, write_summary
 from stages import paths
@@ -262,8 +262,8 @@ class _Walk:
             seconds=round(seconds, 3),
         )
         write_manifest(partial, manifest)
-        groups = OmegaConf.masked_copy(self.request.config, list(spec.groups))
-        paths.write_text(partial / paths.CONFIG, OmegaConf.to_yaml(groups, resolve=True))
+        groups = OmegaConf.create(resolved(self.request.config, spec.groups))
+        paths.write_text(partial / paths.CONFIG, OmegaConf.to_yaml(groups))
         record.save_figures(partial, result.figures)
         target = self.request.directory / spec.name
         remove(target)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,19 @@ def stage_config(config: DictConfig, spec: StageSpec) -> Any:
     missing = [group for group in spec.groups if group not in config]
     if missing:
         raise BadInput(f"pipeline.stages.{spec.name}.config names {missing[0]}, which the config does not have.")
-    return _typed(spec.config_type(), {group: config[group] for group in spec.groups}, "")
+    return _typed(spec.config_type(), resolved(config, spec.groups), "")
+
+
+def resolved(config: DictConfig, groups: Iterable[str]) -> dict[str, Any]:
+    """Some groups of the whole config, with what they take from other groups filled in."""
+    try:
+        values = {group: config[group] for group in groups}
+        return {
+            group: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            for group, value in values.items()
+        }
+    except OmegaConfBaseException as error:
+        raise BadInput(sentence(error)) from error
 
 
 def _typed(kind: type[Any], value: Any, prefix: str) -> Any:

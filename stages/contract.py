@@ -9,7 +9,8 @@ It knows nothing of Hydra or MLflow. The type of `config` is a dataclass whose f
 groups it needs. That dataclass may define
 
     key_config(self) -> Mapping      what of it can change the result (default: all of it)
-    external_files(self) -> Mapping  name -> file or folder it reads besides its inputs (keyed by content)
+    external_files(self) -> Mapping  name -> file or folder it reads besides its inputs (keyed by content), or a
+                                     `Content` where not all of it counts
     environment(self) -> Mapping     name -> what of this machine can change the result (backend, device, versions)
     cacheable(self) -> bool          False: never skipped
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +33,12 @@ Progress = Callable[[str, float], None]
 
 def silent(message: str, fraction: float) -> None:
     """A `Progress` that says nothing."""
+
+
+class Content(Protocol):
+    """What counts of a stage's external files."""
+
+    def sha256(self) -> str: ...
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
+from stages.contract import Content
 from stages.errors import BadInput
 from stages.model import ModelSpec
 from stages.topology import Topology
 from stages.update import machine
+from stages.weight_source import FROM_FILES, ExpertSource, open_source
 
 EXECUTORS = ("reference",)
 BACKENDS = ("auto", "gloo", "nccl")
 RANKS = ("auto", "local", "attached")
-WEIGHTS = ("synthetic",)
+WEIGHTS = ("synthetic", *FROM_FILES)
 DEFAULT_LINK_MIB = {"gloo": 16, "nccl": 1024}
 MAX_TIMEOUT_SECONDS = 1e6
 
@@ -25,7 +29,8 @@ class UpdateOptions:
     executor:        what moves the weights
     backend:         `auto` takes NCCL where there is a GPU for every rank, gloo otherwise
     ranks:           `local` ranks are started on this host, `attached` ones were started by torchrun or Slurm
-    weights:         where the weights come from
+    weights:         where the weights come from: the generator, or files
+    weights_path:    the folder of the files: a checkpoint of Hugging Face
     timeout_seconds: how long a rank waits for its peers before it fails
     oversubscribe:   let NCCL ranks share GPUs, over sockets: for tests, not for speed
     link_mib:        size of the message that the link is measured with; null: 1024 with NCCL, 16 with gloo
@@ -35,6 +40,7 @@ class UpdateOptions:
     backend: str = "auto"
     ranks: str = "auto"
     weights: str = "synthetic"
+    weights_path: str | None = None
     timeout_seconds: float = 120.0
     oversubscribe: bool = False
     link_mib: int | None = None
@@ -44,6 +50,8 @@ class UpdateOptions:
         for key, values in allowed.items():
             if getattr(self, key) not in values:
                 raise BadInput(f"update.{key}={getattr(self, key)} is not known; allowed are {', '.join(values)}.")
+        if self.weights in FROM_FILES and not self.weights_path:
+            raise BadInput(f"update.weights={self.weights} needs update.weights_path: the folder of the files.")
         if not 0 < self.timeout_seconds < MAX_TIMEOUT_SECONDS:
             raise BadInput(
                 f"update.timeout_seconds={self.timeout_seconds} is not possible: it must be above 0 and below {MAX_TIMEOUT_SECONDS:g}."
@@ -59,6 +67,20 @@ class UpdateStageConfig:
     topology: Topology
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.update.weights in FROM_FILES and self.model.scale != 1:
+            raise BadInput(
+                f"update.weights={self.update.weights} needs model.scale=1, and it is {self.model.scale}: files hold "
+                "whole experts."
+            )
+
+    @cached_property
+    def weight_source(self) -> ExpertSource | None:
+        """The files that the weights come from; None if they are generated. Raises `BadInput` if there are none."""
+        if self.update.weights not in FROM_FILES or self.update.weights_path is None:
+            return None
+        return open_source(self.update.weights, Path(self.update.weights_path).expanduser(), self.model)
+
     def machine(self) -> machine.Machine:
         """What the ranks of this config run on. Raises `BadInput` if this machine cannot run them."""
         options = self.update
@@ -67,8 +89,16 @@ class UpdateStageConfig:
     def link_mib(self, backend: str) -> int:
         return self.update.link_mib or DEFAULT_LINK_MIB[backend]
 
+    def check_weights(self, layers: int, experts: int) -> None:
+        """Raise `BadInput` unless the files hold all of these experts, as the model has them."""
+        if self.weight_source is not None:
+            self.weight_source.check(layers, experts)
+
     def key_config(self) -> Mapping[str, object]:
-        options = self.update
+        options, model = self.update, self.model
+        names: dict[str, object] = {}
+        if options.weights in FROM_FILES:  # where in the files a layer lies
+            names = {"first_moe_layer": model.first_moe_layer, "dense_layers": model.dense_layers}
         return {
             "update": {
                 "executor": options.executor,
@@ -76,14 +106,15 @@ class UpdateStageConfig:
                 "oversubscribe": options.oversubscribe,
                 "link_mib": self.link_mib(self.machine().backend),
             },
-            "model": {"tensors": [[t.name, t.shape, t.dtype] for t in self.model.scaled_tensors()]},
+            "model": {"tensors": [[t.name, t.shape, t.dtype] for t in model.scaled_tensors()], **names},
             "topology": {"nodes": self.topology.nodes, "gpus_per_node": self.topology.gpus_per_node},
             "seed": self.seed,
         }
 
-    def environment(self) -> Mapping[str, object]:
-        return self.machine().facts()
+    def external_files(self) -> Mapping[str, Content]:
+        return {} if self.weight_source is None else {"update.weights_path": self.weight_source}
 
-    def cacheable(self) -> bool:
-        """Synthetic weights are made anew in every update, so that nothing is lost when one is skipped."""
-        return self.update.weights == "synthetic"
+    def environment(self) -> Mapping[str, object]:
+        if self.model.layers is not None and self.model.experts is not None:
+            self.check_weights(self.model.layers, self.model.experts)
+        return self.machine().facts()

@@ -31,6 +31,11 @@ class Job:
         return self.new.shape[0]
 
     @property
+    def experts(self) -> int:
+        """E, given that each is in one of the maps."""
+        return _experts(self.old, self.new)
+
+    @property
     def slots_per_rank(self) -> int:
         return slots_per_rank(self.new, self.ranks)
 
@@ -75,11 +80,15 @@ def make_job(
             f"placement.safetensors: the current map has shape {list(old.shape)}, the new one {list(new.shape)}; "
             "they must agree."
         )
-    experts = int(max(old.max(initial=EMPTY), new.max(initial=EMPTY))) + 1
+    experts = _experts(old, new)
     for expert_map, name in ((old, "current"), (new, "physical_to_logical_map")):
         check_map(expert_map, experts, ranks, f"placement.safetensors: {name}", complete=False)
     _check_plan(plan, old, new, ranks, expert_bytes)
     return Job(old, new, plan, ranks, _is_direct(plan, old, new, ranks, gpus_per_node, expert_bytes))
+
+
+def _experts(old: ExpertMap, new: ExpertMap) -> int:
+    return int(max(old.max(initial=EMPTY), new.max(initial=EMPTY))) + 1
 
 
 def _is_direct(

@@ -30,6 +30,7 @@ def update(config: UpdateStageConfig, inputs: Mapping[str, Path], folder: Path, 
     topology = config.topology
     job = read_job(inputs, topology.ranks, topology.gpus_per_node, config.model.expert_bytes)
     link_mib = config.link_mib(machine.backend)
+    config.check_weights(job.layers, job.experts)
     specs = config.model.scaled_tensors()
     check_memory(rank_bytes(specs, job.layers, job.slots_per_rank, link_mib, machine.backend), machine)
 
@@ -80,6 +81,7 @@ def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Mea
         checksum_seconds=measured.checksum_seconds(),
         rank_seconds=measured.seconds.tolist(),
         layer_seconds=measured.layer_seconds.max(axis=0).tolist(),
+        weights=config.update.weights,
     )
     names = tuple(tensor.name for tensor in config.model.tensors)
     table = ChecksumTable(measured.before, measured.after, job.old, job.new, names, job.ranks)
@@ -103,18 +105,20 @@ def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Mea
             "hosts": str(execution.hosts),
             "torch": execution.torch,
             "nccl": execution.nccl or "none",
+            "weights": execution.weights,
         },
-        note=_note(execution, job),
+        note=_note(config, execution, job),
     )
 
 
-def _note(execution: Execution, job: Job) -> str:
+def _note(config: UpdateStageConfig, execution: Execution, job: Job) -> str:
+    source = "made by the generator" if config.weight_source is None else f"from {config.weight_source.title}"
     way = "the plan `direct`, planned as it goes" if job.direct else "the rows of the plan"
     busiest = max(execution.received_bytes)
     return (
         f"{execution.ranks} ranks on {execution.hosts} host{'s' if execution.hosts > 1 else ''} ({execution.device}, "
         f"{execution.backend}) moved {execution.moved_bytes:,} bytes in **{execution.update_seconds * 1e3:.1f} ms** "
-        f"over {job.layers} layers, by {way}.\n\n"
+        f"over {job.layers} layers, by {way}. The weights were {source}.\n\n"
         f"| | |\n|---|---|\n"
         f"| received by the busiest rank | {busiest:,} bytes, {execution.effective_gb_per_s:.2f} GB/s |\n"
         f"| link, measured in the same run | {execution.link_gb_per_s:.2f} GB/s |\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,14 @@ from stages import synthetic
 from stages.checksum import checksum_rows
 from stages.expert_map import EMPTY, ExpertMap
 from stages.model import TensorSpec
+from stages.update.config import UpdateStageConfig
+from stages.weight_source import ExpertSource, copy_into
 
 Weights = list[list[torch.Tensor]]
 """[L][K]: tensor k of all slots of a rank in a layer, `[slots_per_rank, *shape]`."""
+
+READERS = 4
+"""Threads a rank that read files at once."""
 
 
 def allocate(specs: Sequence[TensorSpec], layers: int, slots_per_rank: int, device: torch.device) -> Weights:
@@ -22,6 +28,14 @@ def allocate(specs: Sequence[TensorSpec], layers: int, slots_per_rank: int, devi
         [torch.empty((slots_per_rank, *spec.shape), dtype=getattr(torch, spec.dtype), device=device) for spec in specs]
         for _ in range(layers)
     ]
+
+
+def fill(weights: Weights, config: UpdateStageConfig, own: ExpertMap) -> None:
+    """Write the experts `own` `[L, slots_per_rank]` from where the weights come from; empty slots become zero."""
+    if config.weight_source is None:
+        fill_synthetic(weights, config.seed, own)
+    else:
+        fill_from(weights, config.weight_source, own)
 
 
 def fill_synthetic(weights: Weights, seed: int, own: ExpertMap) -> None:
@@ -34,6 +48,25 @@ def fill_synthetic(weights: Weights, seed: int, own: ExpertMap) -> None:
             synthetic.fill(tensor, seed, layers, np.maximum(experts, 0), k)
             for slot in empty:
                 tensor[slot].view(torch.uint8).zero_()
+
+
+def fill_from(weights: Weights, source: ExpertSource, own: ExpertMap) -> None:
+    """Write the experts `own` `[L, slots_per_rank]` as `source` has them; empty slots become zero.
+
+    A few threads read at once: a mapped file is read where it is touched, and one thread would wait for each page.
+    """
+
+    def fill_slot(place: tuple[int, int]) -> None:
+        layer, slot = place
+        expert = int(own[layer, slot])
+        for k, tensor in enumerate(weights[layer]):
+            if expert == EMPTY:
+                tensor[slot].view(torch.uint8).zero_()
+            else:
+                copy_into(tensor[slot], source.pieces(layer, expert, k))
+
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(fill_slot, np.ndindex(own.shape)))
 
 
 def checksums(weights: Weights) -> npt.NDArray[np.uint64]:

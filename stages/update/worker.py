@@ -20,7 +20,7 @@ from stages.update.link import connect_all, measure_link
 from stages.update.measured import Measured
 from stages.update.progress_board import Phase
 from stages.update.rank import Rank
-from stages.update.weights import allocate, checksums, fill_synthetic
+from stages.update.weights import allocate, checksums, fill
 
 
 def update_rank(rank: Rank, config: UpdateStageConfig, job: Job) -> Measured:
@@ -33,7 +33,7 @@ def update_rank(rank: Rank, config: UpdateStageConfig, job: Job) -> Measured:
     rank.report(Phase.allocate)
     weights = allocate(specs, job.layers, job.slots_per_rank, rank.device)
     with spans(Phase.fill):
-        fill_synthetic(weights, config.seed, job.old[:, own])
+        fill(weights, config, job.old[:, own])
     with spans(Phase.checksum_before):
         before = checksums(weights)
     with spans(Phase.link):

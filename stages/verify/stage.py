@@ -19,7 +19,7 @@ from stages.verify.audit import audit
 from stages.verify.config import VerifyStageConfig
 from stages.verify.expected import Sums
 from stages.verify.report import note, summary
-from stages.verify.source import recompute
+from stages.verify.source import recompute, reread
 
 
 def verify(config: VerifyStageConfig, inputs: Mapping[str, Path], folder: Path, progress: Progress) -> StageResult:
@@ -63,12 +63,7 @@ def _audit(
     began: float,
 ) -> Verdict:
     experts = placement.experts
-    truth, source = None, "Not compared with the source of the weights: verify.source=false."
-    if config.verify.source and execution.weights != "synthetic":
-        source = f"Not compared with the source of the weights: nothing makes update.weights={execution.weights} anew."
-    elif config.verify.source:
-        truth = _truth(config, table, experts, progress)
-        source = f"Compared with every expert made anew by the generator with seed {config.seed}."
+    truth, source = _truth(config, table, experts, execution.weights, progress)
     progress("comparing checksums", 1.0)
     result = audit(table, experts, truth)
     slots = f"{result.slots_before:,} filled slots before the update and {result.slots_after:,} after it"
@@ -87,13 +82,30 @@ def _audit(
     )
 
 
-def _truth(config: VerifyStageConfig, table: ChecksumTable, experts: int, progress: Progress) -> Sums:
-    """[L·E, K]: the checksums of the experts that either map holds, made anew; 0 for the others."""
+def _truth(
+    config: VerifyStageConfig, table: ChecksumTable, experts: int, weights: str, progress: Progress
+) -> tuple[Sums | None, str]:
+    """[L·E, K]: the checksums of the experts that either map holds, made anew, 0 for the others; None where nothing
+    makes them anew. And what was done, as a sentence."""
+    not_done = "Not compared with the source of the weights: "
+    if not config.verify.source:
+        return None, f"{not_done}verify.source=false."
+    if weights != config.verify.weights:
+        return None, f"{not_done}the update has update.weights={weights}, and verify.weights={config.verify.weights}."
     layer = np.arange(table.old.shape[0])[:, None]
     used = np.unique(np.concatenate([(layer * experts + m)[m != EMPTY] for m in (table.old, table.new)]))
+    which = used // experts, used % experts
+    if weights == "synthetic":
+        found = recompute(config.model.scaled_tensors(), config.seed, *which, progress)
+        done = f"Compared with every expert made anew by the generator with seed {config.seed}."
+    elif config.weight_source is not None:
+        found = reread(config.weight_source, *which, progress)
+        done = f"Compared with every expert read anew from {config.weight_source.title}."
+    else:
+        return None, f"{not_done}verify.weights_path does not say where its files are."
     out = np.zeros((table.old.shape[0] * experts, len(table.tensors)), dtype=np.uint64)
-    out[used] = recompute(config.model.scaled_tensors(), config.seed, used // experts, used % experts, progress)
-    return out
+    out[used] = found
+    return out, done
 
 
 def _check_tensors(config: VerifyStageConfig, table: ChecksumTable, path: Path) -> None:

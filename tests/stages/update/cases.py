@@ -74,12 +74,15 @@ def config_of(case: Case, ranks: int) -> UpdateStageConfig:
 def relayed(plan: TransferPlan, ranks: int) -> TransferPlan:
     """`plan` with every second network row sent by way of a third rank, where it lands in staging alone."""
     columns: dict[str, list[int]] = {name: [] for name in plan.__dataclass_fields__}
+    arriving = set(zip(plan.layer.tolist(), plan.logical_expert.tolist(), plan.dst_rank.tolist(), strict=True))
     for number, row in enumerate(zip(*(getattr(plan, name).tolist() for name in columns), strict=True)):
         value = dict(zip(columns, row, strict=True))
-        others = [r for r in range(ranks) if r not in (value["src_rank"], value["dst_rank"])]
+        expert = value["layer"], value["logical_expert"]
+        others = [r for r in range(ranks) if r != value["src_rank"] and (*expert, r) not in arriving]
         hops = [value]
         if number % 2 and value["kind"] >= Kind.same_node and others:
             middle = others[number % len(others)]
+            arriving.add((*expert, middle))
             hops = [
                 value | {"dst_rank": middle, "dst_slot": -1},
                 value | {"src_rank": middle, "src_slot": -1, "kind": Kind.relay, "round": 1},

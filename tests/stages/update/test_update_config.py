@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ from stages.update.config import UpdateOptions, UpdateStageConfig
 from stages.update.machine import Gpu
 from stages.update.memory import check_memory, rank_bytes
 from stages.update.seat import find_seat, first_host
+from tests.stages import checkpoints
 
 SPECS = [TensorSpec("w", [64, 32], "bfloat16"), TensorSpec("s", [4], "float32")]
 TORCHRUN = {
@@ -47,7 +50,8 @@ def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
         ({"executor": "magic"}, "update.executor=magic is not known; allowed are reference."),
         ({"backend": "mpi"}, "update.backend=mpi is not known; allowed are auto, gloo, nccl."),
         ({"ranks": "some"}, "update.ranks=some is not known; allowed are auto, local, attached."),
-        ({"weights": "mine"}, "update.weights=mine is not known; allowed are synthetic."),
+        ({"weights": "mine"}, "update.weights=mine is not known; allowed are synthetic, safetensors."),
+        ({"weights": "safetensors"}, "update.weights=safetensors needs update.weights_path: the folder of the files."),
         ({"timeout_seconds": 0.0}, "update.timeout_seconds=0.0 is not possible: it must be above 0 and below 1e+06."),
         (
             {"timeout_seconds": float("inf")},
@@ -127,10 +131,38 @@ def test_key_holds_what_changes_the_result(monkeypatch: pytest.MonkeyPatch) -> N
         replace(base, topology=Topology(nodes=4, gpus_per_node=2)),
     ]
     assert all(other.key_config() != base.key_config() for other in different)
-    assert base.cacheable()
+    assert base.external_files() == {}
     on_cpus = base.key_config()
     with_gpus(monkeypatch, 8)
     assert base.key_config() != on_cpus  # the link is measured with another message
+
+
+def test_files_must_fit_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = checkpoints.deepseek_fp8(tmp_path / "files")
+    options = UpdateOptions(weights="safetensors", weights_path=str(made.folder))
+
+    def with_model(**changes: object) -> UpdateStageConfig:
+        return UpdateStageConfig(options, replace(made.model, **changes), Topology(nodes=2, gpus_per_node=4))
+
+    fits = with_model()
+    assert fits.environment()["hosts"] == 1
+    assert set(fits.external_files()) == {"update.weights_path"}
+    assert pickle.loads(pickle.dumps(fits)) == fits
+    assert with_model(first_moe_layer=0).key_config() != fits.key_config()
+    with pytest.raises(
+        BadInput, match=r"^update\.weights=safetensors needs model\.scale=1, and it is 0\.5: files hold "
+    ):
+        with_model(scale=0.5)
+    with pytest.raises(BadInput, match=r"holds no tensor model\.layers\.5\.mlp\.experts\.0\.gate_proj\.weight\.$"):
+        with_model(layers=5).environment()
+    unknown = with_model(layers=None, experts=None)
+    assert unknown.environment()["hosts"] == 1
+    with pytest.raises(BadInput, match="holds no tensor"):
+        unknown.check_weights(5, 4)
+    missing = replace(fits, update=replace(options, weights_path=str(tmp_path / "gone")))
+    with pytest.raises(BadInput, match=r"^update\.weights_path=.*gone does not exist\.$"):
+        missing.environment()
 
 
 def test_seats() -> None:

@@ -122,7 +122,15 @@ def test_tensors_of_another_model_are_refused(world: World, tmp_path: Path) -> N
 def test_weights_that_cannot_be_made_anew_are_compared_with_their_holders(world: World, tmp_path: Path) -> None:
     verdict, result = run(world.save(tmp_path, weights="safetensors"), tmp_path, seed=99)
     assert verdict.passed
-    assert "nothing makes update.weights=safetensors anew" in result.note
+    assert "the update has update.weights=safetensors, and verify.weights=synthetic." in result.note
+    options = VerifyOptions(weights="safetensors")
+    result = verify(
+        VerifyStageConfig(options, ModelSpec(tensors=SPECS), 0),
+        world.save(tmp_path, weights="safetensors"),
+        tmp_path,
+        silent,
+    )
+    assert "verify.weights_path does not say where its files are." in result.note
 
 
 def test_the_key_holds_what_can_change_the_verdict() -> None:

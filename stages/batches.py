@@ -1,0 +1,310 @@
+"""Cuts a plan into batches that fit a rank's staging memory, so that no slot is overwritten before its old content
+has been read, however often and by whomever.
+
+A network row is *staged* in one batch (sent, received, checked) and *committed* (copied into its slot) in the same or
+a later one; rows within a rank need no staging and go with the commit that overwrites their source. A slot read by a
+row is overwritten in no batch before the one that stages that row. Since each row reads one slot, the rows of a layer
+form chains, and cycles, in which each row waits for the one that reads its slot. Chains are cut anywhere. A cycle
+that does not fit one batch is opened at one row, which is staged first, waits in staging (it is *parked*) and is
+committed last. Rows are staged on each rank in one global order in which every row comes after those it waits for, and
+cycles lie one behind the other: so at most one row that has to wait can keep a rank from going on, and two rows of
+staging are enough for any plan.
+
+Hops that forward what an earlier hop brought form a tree, which is staged in one batch, `phase` by phase.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from stages.errors import BadInput
+from stages.transfers import Ints, Kind, TransferPlan
+
+NONE = -1
+
+
+@dataclass(frozen=True)
+class Batches:
+    """N rows of the plan in B batches.
+
+    stage:  [N] the batch that sends and receives a network row; -1 for rows within a rank
+    commit: [N] the batch that writes the row's slot, at least `stage`
+    row:    [N] where in the receiver's staging it lands, counted in experts; -1 for rows within a rank
+    phase:  [N] 0 for what leaves a slot, p + 1 for what forwards a hop of phase p
+    after:  [B] the batch whose commits must be done on all ranks before this one may write into staging; -1: none
+    """
+
+    stage: Ints
+    commit: Ints
+    row: Ints
+    phase: Ints
+    after: Ints
+
+    def __len__(self) -> int:
+        return len(self.after)
+
+
+def cut(
+    plan: TransferPlan, layers: int, slots: int, ranks: int, *, rows: int, at_once: int, sends_at_once: int = 0
+) -> Batches:
+    """Batches of `plan` (maps `[L, P]`) for ranks that can stage `rows` experts each, `at_once` of them in one batch.
+
+    `sends_at_once` bounds what one rank sends in a batch (it packs a copy); 0: no bound. While batch b is checked and
+    committed, b + 1 is on its way: staging that b used is free from b + 2 on, and from b + 1 where nothing else fits.
+    Raises `BadInput` for fewer than two rows, which long cycles need, and for a hop that forwards what nobody brings.
+    """
+    if rows < 2 or at_once < 1:
+        raise BadInput(f"Staging of {rows} experts is too small: two are the least.")
+    network = np.flatnonzero(plan.network)
+    parent = _parents(plan, network, ranks)
+    writer = np.full((layers, slots), NONE, dtype=np.int64)
+    landing = np.flatnonzero(plan.dst_slot >= 0)
+    writer[plan.layer[landing], plan.dst_slot[landing]] = landing
+    owner = _owners(plan, writer)
+
+    # Everything below counts network rows from 0; `reads` is the network row that overwrites what a row reads.
+    number = np.full(len(plan) + 1, NONE, dtype=np.int64)
+    number[network] = np.arange(len(network))
+    own_source = (parent == NONE) & (plan.src_slot[network] >= 0)
+    reads = np.full(len(network), NONE, dtype=np.int64)
+    overwriting = writer[plan.layer[network[own_source]], plan.src_slot[network[own_source]]]
+    reads[own_source] = np.where(overwriting == NONE, NONE, number[owner[overwriting]])
+    root, phase = _roots(parent)
+    # A tree of hops is one unit: its rows lie together, root first, in order of phase.
+    order = np.lexsort((phase, root)) if (parent != NONE).any() else np.arange(len(network))
+    begin = np.append(np.flatnonzero(phase[order] == 0), len(order))
+    unit_layer = plan.layer[network[order[begin[:-1]]]]
+    unit_of = np.empty(len(network), dtype=np.int64)
+    unit_of[order] = np.repeat(np.arange(len(begin) - 1), np.diff(begin))
+    src, dst = plan.src_rank[network], plan.dst_rank[network]
+    sequence = _sequence(unit_layer, reads[order[begin[:-1]]], unit_of)
+    stage, commit, row, after = _simulate(
+        sequence, order, begin, reads, src, dst, ranks, rows, at_once, sends_at_once or len(network) + 1
+    )
+
+    whole = Batches(
+        stage=_spread(stage, network, len(plan)),
+        commit=_spread(commit, network, len(plan)),
+        row=_spread(row, network, len(plan)),
+        phase=_spread(phase, network, len(plan)),
+        after=after if len(after) or not len(plan) else np.array([NONE]),
+    )
+    _commit_within_ranks(whole, plan, owner, network)
+    return whole
+
+
+def _spread(values: Ints, rows: Ints, length: int) -> Ints:
+    out = np.full(length, NONE, dtype=np.int64)
+    out[rows] = values
+    return out
+
+
+def _parents(plan: TransferPlan, network: Ints, ranks: int) -> Ints:
+    """[n]: for each network row that forwards a hop, the network row (counted from 0) that brought it; else -1."""
+    forwards = np.flatnonzero(plan.kind[network] == Kind.relay)
+    parent = np.full(len(network), NONE, dtype=np.int64)
+    if not len(forwards):
+        return parent
+    experts = int(plan.logical_expert.max()) + 1
+    expert = (plan.layer[network] * experts + plan.logical_expert[network]) * ranks
+    arrival = expert + plan.dst_rank[network]
+    order = np.argsort(arrival, kind="stable")
+    wanted = expert[forwards] + plan.src_rank[network[forwards]]
+    at = np.minimum(np.searchsorted(arrival[order], wanted), len(order) - 1)
+    missing = np.flatnonzero(arrival[order[at]] != wanted)
+    if len(missing):
+        row = int(network[forwards[missing[0]]])
+        raise BadInput(
+            f"transfers.parquet: row {row} forwards expert {plan.logical_expert[row]} of layer {plan.layer[row]} from "
+            f"rank {plan.src_rank[row]}, and no row brings it there."
+        )
+    parent[forwards] = order[at]
+    return parent
+
+
+def _roots(parent: Ints) -> tuple[Ints, Ints]:
+    """[n], [n]: the first hop of each row's tree, and the number of hops before it."""
+    root, depth = np.arange(len(parent)), np.zeros(len(parent), dtype=np.int64)
+    at = parent
+    while (moving := at != NONE).any():
+        if int(depth.max()) > len(parent):
+            raise BadInput("transfers.parquet: hops forward an expert in a circle.")
+        root = np.where(moving, at, root)
+        depth += moving
+        at = np.where(moving, parent[np.maximum(at, 0)], NONE)
+    return root, depth
+
+
+def _owners(plan: TransferPlan, writer: Ints) -> Ints:
+    """[N]: the network row whose commit takes a row along: its own for a network row, that of the arrival for a free
+    rider, that of whatever overwrites the source for a copy within a rank; -1 where nothing from the network does."""
+    owner = np.arange(len(plan))
+    local = np.flatnonzero(~plan.network)
+    owner[local] = writer[plan.layer[local], plan.src_slot[local]]
+    for _ in range(max(1, len(local)).bit_length() + 1):  # each round doubles how far a chain of copies is followed
+        owner[local] = np.where(owner[local] == NONE, NONE, owner[owner[local]])
+    circling = local[(owner[local] != NONE) & ~plan.network[owner[local]]]
+    owner[circling] = NONE
+    return owner
+
+
+def _commit_within_ranks(batches: Batches, plan: TransferPlan, owner: Ints, network: Ints) -> None:
+    """Set `commit` of the rows within ranks: with their owner, or once their whole layer has been staged."""
+    local = np.flatnonzero(~plan.network)
+    if not len(local):
+        return
+    staged = np.zeros(int(plan.layer.max()) + 1, dtype=np.int64)
+    np.maximum.at(staged, plan.layer[network], batches.stage[network])
+    staged = np.maximum.accumulate(staged)
+    owned = owner[local]
+    batches.commit[local] = np.where(owned == NONE, staged[plan.layer[local]], batches.commit[owned])
+
+
+@njit(cache=True)
+def _sequence(layer: Ints, reads: Ints, unit_of: Ints) -> Ints:  # pragma: no cover
+    """[U]: units in an order in which each comes before the one that overwrites what it reads (Kahn 1962), layer by
+    layer; cycles are opened at their first unit and follow one behind the other. `reads`: of each unit's root."""
+    units = len(layer)
+    waits = np.zeros(units, dtype=np.int64)
+    for unit in range(units):
+        if reads[unit] >= 0:
+            waits[unit_of[reads[unit]]] += 1
+    out = np.empty(units, dtype=np.int64)
+    done = np.zeros(units, dtype=np.bool_)
+    count = 0
+    first = 0
+    while first < units:
+        last = first
+        while last < units and layer[last] == layer[first]:
+            last += 1
+        head = count
+        for unit in range(first, last):
+            if waits[unit] == 0:
+                out[count] = unit
+                done[unit] = True
+                count += 1
+        while head < count:
+            after = unit_of[reads[out[head]]] if reads[out[head]] >= 0 else -1
+            head += 1
+            if after >= 0 and not done[after]:
+                waits[after] -= 1
+                if waits[after] == 0:
+                    out[count] = after
+                    done[after] = True
+                    count += 1
+        for unit in range(first, last):  # what is left lies on cycles
+            while not done[unit]:
+                out[count] = unit
+                done[unit] = True
+                count += 1
+                unit = unit_of[reads[unit]]
+        first = last
+    return out
+
+
+@njit(cache=True)
+def _simulate(
+    sequence: Ints, order: Ints, begin: Ints, reads: Ints, src: Ints, dst: Ints,
+    ranks: int, rows: int, at_once: int, sends_at_once: int,
+) -> tuple[Ints, Ints, Ints, Ints]:  # pragma: no cover  # fmt: skip
+    """Stage units in order of `sequence`, each rank as many as it has room for; commit what nobody waits for.
+
+    A unit whose ranks have no room is passed over and bars them for the rest of the batch, so that each rank keeps
+    its order. [n], [n], [n], [B]: stage, commit and row of each network row, and `after` of each batch.
+    """
+    count, remaining = len(order), len(sequence)
+    stage, commit, row = np.full(count, -1), np.full(count, -1), np.full(count, -1)
+    readers = np.zeros(count, dtype=np.int64)
+    for n in range(count):
+        if reads[n] >= 0:
+            readers[reads[n]] += 1
+    used_by = np.full((ranks, rows), -2)  # the batch whose commit freed this row; `count` while it is in use
+    free = np.full(ranks, rows)  # rows that no commit of the batch before holds up
+    soon = np.zeros(ranks, dtype=np.int64)  # rows that the batch before gives back
+    barred = np.empty(ranks, dtype=np.bool_)
+    arriving, leaving = np.zeros(ranks, dtype=np.int64), np.zeros(ranks, dtype=np.int64)
+    chosen, waiting = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
+    after = np.empty(count, dtype=np.int64)
+    left = sequence.copy()
+    window = max(256, 8 * ranks * at_once)
+    waiters, batch = 0, 0
+    while remaining:
+        found = 0
+        for lag in (2, 1):
+            arriving[:] = 0
+            leaving[:] = 0
+            barred[:] = False
+            bars, kept, at = 0, 0, 0
+            while at < min(remaining, window) and bars < ranks:
+                unit = left[at]
+                at += 1
+                fits = True
+                for i in range(begin[unit], begin[unit + 1]):
+                    n = order[i]
+                    room = free[dst[n]] if lag == 2 else free[dst[n]] + soon[dst[n]]
+                    if barred[dst[n]] or arriving[dst[n]] >= min(at_once, room) or leaving[src[n]] >= sends_at_once:
+                        fits = False
+                for i in range(begin[unit], begin[unit + 1]):
+                    n = order[i]
+                    if fits:
+                        arriving[dst[n]] += 1
+                        leaving[src[n]] += 1
+                        chosen[found] = n
+                        found += 1
+                    elif not barred[dst[n]]:
+                        barred[dst[n]] = True
+                        bars += 1
+                if not fits:
+                    left[kept] = unit
+                    kept += 1
+            if found:
+                break
+        if not found:
+            raise RuntimeError("batches: nothing can be staged")
+        left[kept : kept + remaining - at] = left[at:remaining].copy()
+        remaining -= at - kept
+        after[batch] = _place(chosen[:found], src, dst, ranks, used_by, batch - lag, count, row)
+        for i in range(found):
+            n = chosen[i]
+            stage[n] = batch
+            if reads[n] >= 0:
+                readers[reads[n]] -= 1
+            waiting[waiters] = n
+            waiters += 1
+        free += soon - arriving
+        soon[:] = 0
+        kept = 0
+        for i in range(waiters):
+            n = waiting[i]
+            if readers[n] == 0:
+                commit[n] = batch
+                used_by[dst[n], row[n]] = batch
+                soon[dst[n]] += 1
+            else:
+                waiting[kept] = n
+                kept += 1
+        waiters = kept
+        batch += 1
+    return stage, commit, row, after[:batch]
+
+
+@njit(cache=True)
+def _place(
+    chosen: Ints, src: Ints, dst: Ints, ranks: int, used_by: Ints, latest_use: int, in_use: int, row: Ints
+) -> int:  # pragma: no cover
+    """Give each row of a batch a place in its receiver's staging, those of one sender side by side where possible;
+    the last batch that must have been committed before."""
+    latest = -1
+    at = np.zeros(ranks, dtype=np.int64)
+    for i in np.argsort(dst[chosen] * ranks + src[chosen], kind="mergesort"):
+        n = chosen[i]
+        rank = dst[n]
+        while used_by[rank, at[rank]] > latest_use:
+            at[rank] += 1
+        row[n] = at[rank]
+        latest = max(latest, used_by[rank, at[rank]])
+        used_by[rank, at[rank]] = in_use
+    return latest
