@@ -12,6 +12,7 @@ import shutil
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,16 +172,17 @@ def _files(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def _appeared(folder: Path, before: dict[Path, tuple[int, int]], timeout: float) -> list[Path]:
-    """The dumps that are new, once none has changed for a moment."""
+    """The dumps that are new, once none has changed for a moment and all are the archives that torch writes, to the
+    end."""
     deadline = time.monotonic() + timeout
     last: dict[Path, tuple[int, int]] = {}
     while True:
         found = {file: state for file, state in _files(folder).items() if before.get(file) != state}
-        if found and found == last:
+        if found and found == last and all(map(zipfile.is_zipfile, found)):
             return sorted(found)
         if time.monotonic() > deadline:
             what = (
-                f"{listed(sorted(file.name for file in found))} still grow"
+                f"{listed(sorted(file.name for file in found))} not complete"
                 if found
                 else "no new expert_distribution_recorder_*.pt appeared"
             )
