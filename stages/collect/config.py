@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stages.collect.model_files import ModelFiles
 from stages.collect.samples import PLACEMENTS, SAMPLES
 from stages.collect.table import reader_of
 from stages.collect.windows import FILES, STEPS, TOKENS
+from stages.contract import Content
 from stages.errors import BadInput
 from stages.model import ModelSpec
 
@@ -144,9 +146,12 @@ class CollectOptions:
         """The file or folder that the source reads."""
         if self.source == "sample":
             return SAMPLES[self.sample].path
-        if self.source == "transformers":
-            return Path(str(self.model)).expanduser()
         return Path(self.path).expanduser() if self.path is not None and self.source in FILE_SOURCES else None
+
+    @property
+    def model_files(self) -> ModelFiles:
+        """The files of `model`."""
+        return ModelFiles(Path(str(self.model)).expanduser())
 
     @property
     def current_file(self) -> Path | None:
@@ -196,13 +201,14 @@ class CollectStageConfig:
             used |= {key: getattr(options, key) for key in ("url", "seconds", "requests")}
         return {"collect": used, "model": shape}
 
-    def external_files(self) -> dict[str, Path]:
+    def external_files(self) -> dict[str, Path | Content]:
         """The files that the source reads, named by the options that choose them."""
-        options, files = self.collect, {}
+        options = self.collect
+        files: dict[str, Path | Content] = {}
         if options.file is not None:
-            key = {"sample": "collect.sample", "transformers": "collect.model"}.get(options.source, "collect.path")
-            files[key] = options.file
+            files["collect.sample" if options.source == "sample" else "collect.path"] = options.file
         if options.source == "transformers":
+            files["collect.model"] = options.model_files
             files |= {f"collect.text[{n}]": file for n, file in enumerate(options.text_files())}
         if options.current_file is not None:
             files["collect.current"] = options.current_file

@@ -43,7 +43,8 @@ def run_model(options: CollectOptions, spec: ModelSpec, progress: Progress) -> L
             raise BadInput(f"collect.text={file} does not exist or is not a file.")
     device = resolved(options.device)
     progress(f"loading {Path(str(options.model)).name}", 0.0)
-    tokenizer, model = _load(Path(str(options.model)).expanduser(), options, device)
+    options.model_files.files()
+    tokenizer, model = _load(options.model_files.folder, options, device)
     routers = find_routers(model)
     _check_size(options, spec, len(routers), routers[0].experts)
     recorder = ExpertLoadRecorder(len(routers), routers[0].experts, device)
@@ -72,10 +73,6 @@ def _windows(load: LoadStats, rows: Any, files: list[Path], options: CollectOpti
 
 def _load(folder: Path, options: CollectOptions, device: str) -> tuple[Any, Any]:
     """Tokenizer and model, from this machine's files alone and without running code that they bring."""
-    if not folder.is_dir():
-        raise BadInput(
-            f"collect.model={folder} is no folder: name one with config.json, *.safetensors and a tokenizer."
-        )
     transformers = library()
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)

@@ -36,6 +36,11 @@ def collect(config: CollectStageConfig, inputs: Mapping[str, Path], folder: Path
     progress("drawing loads", 0.9)
     name, source = _origin(options)
     metrics = report.metrics(load, top_k)
+    digest = (
+        options.model_files.sha256()
+        if options.source == "transformers"
+        else paths.sha256(options.file or folder / paths.LOAD)
+    )
     profile = {"windows": load.windows, "layers": load.layers, "experts": load.experts, "tokens": metrics["tokens"]}
     return StageResult(
         files=files,
@@ -43,7 +48,7 @@ def collect(config: CollectStageConfig, inputs: Mapping[str, Path], folder: Path
         figures=report.draw(load),
         tags=_tags(load, options, checked),
         note=report.note(load, source, top_k, checked, _merged(options)),
-        datasets=(Dataset(name, source, paths.sha256(options.file or folder / paths.LOAD), profile),),
+        datasets=(Dataset(name, source, digest, profile),),
     )
 
 

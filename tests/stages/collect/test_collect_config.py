@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from stages.collect.config import CollectOptions, CollectStageConfig
+from stages.collect.model_files import ModelFiles
 from stages.collect.samples import DATA
 from stages.errors import BadInput
 from stages.model import TensorSpec
@@ -158,7 +159,7 @@ def test_key_of_labels_paths_and_seeds() -> None:
         ),
         (
             {"source": "transformers", "model": "m", "text": "a.txt"},
-            {"collect.model": Path("m"), "collect.text[0]": Path("a.txt")},
+            {"collect.model": ModelFiles(Path("m")), "collect.text[0]": Path("a.txt")},
         ),
         ({"source": "sglang_server", "path": "d", "url": "http://x", "seconds": 1.0}, {}),
     ],

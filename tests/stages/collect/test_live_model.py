@@ -12,6 +12,7 @@ import torch
 
 from stages.collect.config import CollectOptions, CollectStageConfig
 from stages.collect.live_model import batches
+from stages.collect.model_files import ModelFiles
 from stages.collect.stage import collect
 from stages.errors import BadInput
 from stages.load import LoadStats, read_load
@@ -156,3 +157,21 @@ def test_without_the_library_it_says_how_to_get_it(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'moesaic[transformers]'" in done.stdout
+
+
+def test_the_key_is_of_the_files_that_count(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = Path(shutil.copytree(folders["olmoe"], tmp_path / "copy"))
+    before = ModelFiles(folder).sha256()
+    assert before == ModelFiles(folders["olmoe"]).sha256() != ModelFiles(folders["mixtral"]).sha256()
+    (folder / "README.md").write_text("x")
+    (folder / "held_out.txt").write_text("x")
+    assert ModelFiles(folder).sha256() == before
+    with (folder / "model.safetensors").open("r+b") as stream:
+        stream.seek(-1, 2)
+        stream.write(b"\xff")
+    assert ModelFiles(folder).sha256() != before
