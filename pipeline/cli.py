@@ -67,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="sglang: .json or .pt, vllm: .jsonl, trtllm: .yaml, ascend: .json, omni: .npy",
     )
+    export.add_argument(
+        "--layer-updates-per-iter",
+        type=_updates,
+        default=0,
+        metavar="N",
+        help="trtllm: layers that it may balance anew in an iteration (default: 0, static)",
+    )
     export.set_defaults(command=_export)
 
     ui = commands.add_parser("ui", help="the MLflow UI on the tracking store, on this machine alone")
@@ -90,6 +97,13 @@ def _count(text: str) -> int:
     return value
 
 
+def _updates(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
+
+
 def _status(options: argparse.Namespace) -> int:
     from pipeline.status import status
 
@@ -102,7 +116,7 @@ def _export(options: argparse.Namespace) -> int:
 
     from pipeline.export import export
 
-    print(export(_store(options), options.run, options.to, Path(options.out)))
+    print(export(_store(options), options.run, options.to, Path(options.out), options.layer_updates_per_iter))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 PLACE = "place"
 
 
-def export(store: Store, prefix: str, engine: str, out: Path) -> str:
+def export(store: Store, prefix: str, engine: str, out: Path, layer_updates_per_iter: int = 0) -> str:
     """Write the placement that the run of `prefix` made or took into `out`; a sentence that says so."""
+    if layer_updates_per_iter and engine != "trtllm":
+        raise BadInput(f"--layer-updates-per-iter is for --to trtllm; {FORMATS[engine].engine} has no such thing.")
     if out.is_dir() or not out.parent.is_dir():
         raise BadInput(f"--out {out} is not possible: name a file in a folder that exists.")
     run = store.find(prefix)
@@ -35,7 +38,7 @@ def export(store: Store, prefix: str, engine: str, out: Path) -> str:
         if not made_by:
             raise BadInput(f"Run {run.info.run_id[:8]} has no placement: its place stage did not finish.")
         place = store.run(made_by)
-    outgoing = _artifacts(store, place, run)
+    outgoing = replace(_artifacts(store, place, run), layer_updates_per_iter=layer_updates_per_iter)
     export_placement(engine, out, outgoing)
     layers, slots = outgoing.map.shape
     return (

@@ -35,8 +35,8 @@ class Batch:
     done: float
 
 
-def run_model(options: CollectOptions, spec: ModelSpec, progress: Progress) -> LoadStats:
-    """One row a batch, labelled with the name of its text, added up to windows as asked for."""
+def run_model(options: CollectOptions, spec: ModelSpec, progress: Progress) -> tuple[LoadStats, int]:
+    """One row a batch, labelled with the name of its text, added up to windows as asked for; and experts per token."""
     files = options.text_files()
     for file in files:
         if not file.is_file():
@@ -46,7 +46,7 @@ def run_model(options: CollectOptions, spec: ModelSpec, progress: Progress) -> L
     options.model_files.files()
     tokenizer, model = _load(options.model_files.folder, options, device)
     routers = find_routers(model)
-    _check_size(options, spec, len(routers), routers[0].experts)
+    _check_size(options, spec, {"layers": len(routers), "experts": routers[0].experts, "top_k": routers[0].top_k})
     recorder = ExpertLoadRecorder(len(routers), routers[0].experts, device)
     rows: list[tuple[int, int]] = []
     with recorder.watching(model):
@@ -58,7 +58,7 @@ def run_model(options: CollectOptions, spec: ModelSpec, progress: Progress) -> L
             progress(f"{Path(str(options.model)).name} on {device}: {read:,} tokens read", batch.done)
     if not rows:
         raise BadInput(f"collect.text={', '.join(map(str, files))} has no text.")
-    return _windows(recorder.load_stats(), np.array(rows), files, options)
+    return _windows(recorder.load_stats(), np.array(rows), files, options), routers[0].top_k
 
 
 def _windows(load: LoadStats, rows: Any, files: list[Path], options: CollectOptions) -> LoadStats:
@@ -97,13 +97,16 @@ def _forward(model: Any, ids: torch.Tensor) -> None:
         model.base_model(input_ids=ids, use_cache=False)
 
 
-def _check_size(options: CollectOptions, spec: ModelSpec, layers: int, experts: int) -> None:
-    for key, found, word in (("layers", layers, "MoE layer"), ("experts", experts, "expert")):
+def _check_size(options: CollectOptions, spec: ModelSpec, found: dict[str, int]) -> None:
+    words = {"layers": "MoE layer", "experts": "expert", "top_k": "expert per token"}
+    for key, number in found.items():
         wanted = getattr(spec, key)
-        if wanted is not None and wanted != found:
+        if wanted is not None and wanted != number:
+            word = "experts per token" if key == "top_k" and number > 1 else words[key]
+            has = f"{number} {word}" if key == "top_k" else many(number, word)
             raise BadInput(
-                f"collect.model={options.model} has {many(found, word)}, but model.{key}={wanted}: choose its own "
-                "configuration, or model=custom."
+                f"collect.model={options.model} has {has}, but model.{key}={wanted}: choose its own configuration, or "
+                "model=custom."
             )
 
 

@@ -32,12 +32,11 @@ REQUESTS = "sglang:num_requests_total"
 POLL_SECONDS = 0.5
 KEY = "SGLANG_API_KEY"
 """Environment variable with the server's key, if it wants one: a key does not belong into a recorded config."""
-FETCHED = "dump"
 
 
 def record(options: CollectOptions, folder: Path, progress: Progress) -> Path:
-    """The folder below `folder` with copies of the files that the server dumped. Raises `MoesaicError` where it does not
-    do as it should."""
+    """`folder`, with copies of the files that the server dumped. Raises `MoesaicError` where it does not do as it
+    should."""
     assert options.path is not None
     theirs = Path(options.path).expanduser()
     if not theirs.is_dir():
@@ -51,11 +50,10 @@ def record(options: CollectOptions, folder: Path, progress: Progress) -> Path:
         _wait(server, options, progress)
     server.post(DUMP)
     new = _appeared(theirs, before, options.timeout)
-    target = folder / FETCHED
-    target.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for file in new:
-        shutil.copy2(file, target / file.name)
-    return target
+        shutil.copyfile(file, folder / file.name)
+    return folder
 
 
 class Server:

@@ -25,14 +25,18 @@ from stages.expert_map import ExpertMap, check_map
 from stages.load import LoadStats, write_load
 from stages.model import ModelSpec
 
+FETCHED = "dump"
+"""The folder, below the stage's own, of what a server dumped: nothing else can tell later what it said."""
+
 
 def collect(config: CollectStageConfig, inputs: Mapping[str, Path], folder: Path, progress: Progress) -> StageResult:
     """Write the loads of the chosen source into `folder`. Raises `BadInput` where they are not what the model needs."""
-    options, top_k = config.collect, config.model.top_k
+    options = config.collect
     progress("generating loads" if options.source == "synthetic" else "reading loads", 0.0)
-    load, checked = _loads(config, folder, lambda message, fraction: progress(message, fraction * 0.7))
+    load, checked, top_k = _loads(config, folder, lambda message, fraction: progress(message, fraction * 0.7))
     progress("writing loads", 0.7)
-    files = write_load(folder, load)
+    fetched = sorted(file.relative_to(folder).as_posix() for file in (folder / FETCHED).glob("*"))
+    files = (*write_load(folder, load), *fetched)
     progress("drawing loads", 0.9)
     name, source = _origin(options)
     metrics = report.metrics(load, top_k)
@@ -52,21 +56,24 @@ def collect(config: CollectStageConfig, inputs: Mapping[str, Path], folder: Path
     )
 
 
-def _loads(config: CollectStageConfig, folder: Path, progress: Progress) -> tuple[LoadStats, Checked | None]:
-    """The loads, and where they were read from a file, what was left out of it."""
+def _loads(
+    config: CollectStageConfig, folder: Path, progress: Progress
+) -> tuple[LoadStats, Checked | None, int | None]:
+    """The loads, where they were read from a file what was left out of it, and experts per token if that is known."""
     options, model = config.collect, config.model
     current = _current(options, model)
     wanted = Wanted(options.on_bad, options.label, options.window, options.window_by)
     checked: Checked | None = None
+    top_k = model.top_k
     if options.source == "synthetic":
         load = merged(_generated(options, model, config.seed), options.window_by, options.window, model.top_k)
     elif options.source == "transformers":
         from stages.collect.live_model import run_model
 
-        load = run_model(options, model, progress)
+        load, top_k = run_model(options, model, progress)
     else:
         checked = check(_dump(options, model, current, folder, progress), model, wanted, progress)
-        load = checked.load
+        load, top_k = checked.load, checked.top_k
     if current is not None:
         check_map(current, load.experts, 1, f"collect.current={options.current}")
         if len(current) != load.layers:
@@ -74,7 +81,7 @@ def _loads(config: CollectStageConfig, folder: Path, progress: Progress) -> tupl
                 f"collect.current={options.current} has {len(current)} layers, but the loads have {load.layers}."
             )
         load = replace(load, current=current)
-    return load, checked
+    return load, checked, top_k
 
 
 def _dump(
@@ -86,7 +93,7 @@ def _dump(
     if options.source == "sglang_server":
         from stages.collect.live_server import record
 
-        return open_source("sglang", record(options, folder, progress), model, current, strict=strict)
+        return open_source("sglang", record(options, folder / FETCHED, progress), model, current, strict=strict)
     assert options.file is not None
     return open_source(options.source, options.file, model, current, strict=strict)
 

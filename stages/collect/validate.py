@@ -40,6 +40,7 @@ class Checked:
     """Loads that fit the model, and what was left out of the source to get them.
 
     layer_rows: [L] the source's name (its number there) of each MoE layer
+    top_k:      experts per token, as the model or the source says
     dense_rows: layers of the source that are dense layers of the model
     empty_rows: rows of the source that were never filled
     defects:    what was wrong, in words; `bad_cells` counts of a layer in a row, `repeated_rows` rows
@@ -49,6 +50,7 @@ class Checked:
     origin: str
     layer_rows: tuple[int, ...]
     on_bad: str
+    top_k: int | None = None
     dense_rows: tuple[int, ...] = ()
     empty_rows: tuple[int, ...] = ()
     defects: tuple[str, ...] = ()
@@ -86,6 +88,7 @@ def check(dump: Dump, model: ModelSpec, wanted: Wanted | None = None, progress: 
         origin=dump.origin,
         layer_rows=tuple(layout.names),
         on_bad=wanted.on_bad,
+        top_k=intake.top_k,
         dense_rows=tuple(layout.dense),
         empty_rows=tuple(intake.empty_rows),
         defects=tuple(intake.findings.sentences()),

@@ -68,16 +68,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A placement to be written: the [L, P] map, and what engines want to know besides."""
+    """A placement to be written: the [L, P] map, and what engines want to know besides. `layer_updates_per_iter`: how
+    many layers TensorRT-LLM may balance anew in an iteration."""
 
     map: ExpertMap
     experts: int
     ranks: int = 1
     numbers: LayerNumbers = field(default_factory=LayerNumbers)
-
-    @property
-    def slots_per_rank(self) -> int:
-        return self.map.shape[1] // self.ranks
+    layer_updates_per_iter: int = 0
 
     def with_dense_rows(self) -> ExpertMap:
         """[hidden layers, P]: with a trivial row (slot s holds expert s mod E) for each dense layer."""

@@ -1,4 +1,4 @@
-"""TensorRT-LLM, the YAML of its load balancer: `num_slots`, `layer_updates_per_iter` (0: static), and
+"""TensorRT-LLM, the YAML of its load balancer: `num_slots`, `layer_updates_per_iter` (0: static, more: it goes on balancing while it serves), and
 `initial_global_assignments`, whose layers are numbered as the model's own, dense ones included (and left out)."""
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from stages.errors import BadInput
 ASSIGNMENTS = "initial_global_assignments"
 
 
-def write(path: Path, outgoing: Outgoing, layer_updates_per_iter: int = 0) -> None:
+def write(path: Path, outgoing: Outgoing) -> None:
     import yaml
 
     outgoing.refuse_empty_slots("TensorRT-LLM")
     layers, slots = outgoing.map.shape
     value = {
         "num_slots": slots,
-        "layer_updates_per_iter": layer_updates_per_iter,
+        "layer_updates_per_iter": outgoing.layer_updates_per_iter,
         ASSIGNMENTS: dict(zip(outgoing.numbers.ids(layers), outgoing.map.tolist(), strict=True)),
     }
     paths.write_text(path, yaml.safe_dump(value, default_flow_style=None, sort_keys=False, width=1_000_000))

@@ -39,5 +39,10 @@ def test_every_format_reads_back_as_the_placement(store_file: Path, capsys: pyte
                 np.testing.assert_array_equal(rows, expected)
             else:
                 np.testing.assert_array_equal(rows, placed)
+    updates = ["--layer-updates-per-iter", "3"]
+    assert main(["export", run_id, "--to", "trtllm", "--out", str(here / "online.yaml"), *updates]) == 0
+    assert "\nlayer_updates_per_iter: 3\n" in (here / "online.yaml").read_text()
+    assert main(["export", run_id, "--to", "vllm", "--out", str(here / "map.jsonl"), *updates]) == 2
+    assert "--layer-updates-per-iter is for --to trtllm; vLLM has no such thing" in capsys.readouterr().err
     assert main(["export", run_id, "--to", "omni", "--out", str(here / "map.json")]) == 2
     assert "its file must end in .npy" in capsys.readouterr().err

@@ -32,6 +32,10 @@ def _blocks(files: list[Path], model: ModelSpec, strict: bool, notes: list[str])
     experts = model.experts
     for number, file in enumerate(files):
         size, read = max(1, file.stat().st_size), 0
+
+        def done(of_file: float, before: int = number) -> float:
+            return (before + min(1.0, of_file)) / len(files)
+
         waiting: list[AnyArray] = []
         to_logical: ToLogical | None = None
         seen: set[Any] = set()
@@ -51,7 +55,7 @@ def _blocks(files: list[Path], model: ModelSpec, strict: bool, notes: list[str])
             seen.add(record.get("step"))
             if to_logical is None or not np.array_equal(to_logical.map, current):
                 if waiting and to_logical is not None:
-                    yield _block(waiting, to_logical, number, read / size)
+                    yield _block(waiting, to_logical, number, done(read / size))
                     waiting = []
                 whole = _whole(file, line, current)
                 experts = experts_of(whole, experts)
@@ -59,7 +63,7 @@ def _blocks(files: list[Path], model: ModelSpec, strict: bool, notes: list[str])
             waiting.append(load)
             read += load.size * 2  # about as many characters
             if len(waiting) >= rows_at_once(load.nbytes):
-                yield _block(waiting, to_logical, number, min(1.0, read / size))
+                yield _block(waiting, to_logical, number, done(read / size))
                 waiting = []
         if again and strict:
             raise BadInput(
@@ -73,7 +77,7 @@ def _blocks(files: list[Path], model: ModelSpec, strict: bool, notes: list[str])
         ):
             notes.append(note)
         if waiting and to_logical is not None:
-            yield _block(waiting, to_logical, number, 1.0)
+            yield _block(waiting, to_logical, number, done(1.0))
 
 
 def _block(loads: list[AnyArray], to_logical: ToLogical, file: int, done: float) -> Block:

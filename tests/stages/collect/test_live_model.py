@@ -70,7 +70,8 @@ def test_windows_labels_and_limits(folders: dict[str, Path], tmp_path: Path) -> 
 
 def test_it_is_the_model_that_was_asked_for(folders: dict[str, Path], tmp_path: Path) -> None:
     loads_of(folders["deepseek_v3"], tmp_path, model(3, 8, top_k=2, first_moe_layer=1))
-    for spec, words in ((model(4, 8), "has 3 MoE layers, but model.layers=4"), (model(3, 9), "has 8 experts, but")):
+    for spec, words in ((model(4, 8), "has 3 MoE layers, but model.layers=4"), (model(3, 9), "has 8 experts, but"),
+                        (model(3, 8, top_k=4), "has 2 experts per token, but model.top_k=4")):  # fmt: skip
         with pytest.raises(BadInput, match=words):
             loads_of(folders["deepseek_v3"], tmp_path, spec)
 

@@ -47,6 +47,7 @@ def test_it_records_for_a_while_and_fetches_what_was_dumped(server: StandIn) -> 
     assert fetched[0].name != old.name
     assert old.exists()
     assert len(list(server.folder.iterdir())) == 2
+    assert f"dump/{fetched[0].name}" in result.files
     assert result.tags["source"] == "sglang_server"
     assert result.datasets[0].source == server.url
 
