@@ -48,7 +48,10 @@ class Intake:
         return np.concatenate(self._kept).tolist() if self._kept else []
 
     def restart(self) -> None:
+        """From the first row again, with all that is wrong known."""
         self._row = 0
+        self._bad, self._uneven = self.findings.cells(), self.findings.cells(SUM)
+        self._gone = self.findings.repeated_rows()
 
     def judge(self, block: Block) -> Iterator[Selection]:
         """Note what is wrong with the chosen rows, and yield those that were filled."""
@@ -180,15 +183,15 @@ class Intake:
         """The rows that are left, with the bad counts of a layer at 0 or, to `repair` them, put right or owed."""
         layers = len(self.findings.names)
         keys = chosen.rows[:, None] * layers + np.arange(layers)
-        bad = within(keys, self.findings.cells())
-        gone = within(chosen.rows, self.findings.repeated_rows())
+        bad = within(keys, self._bad)
+        gone = within(chosen.rows, self._gone)
         sums = chosen.count.sum(axis=2)
         good = ~bad & (sums > 0)
         count = np.where(bad[:, :, None], 0, chosen.count)
         owed = np.zeros(bad.shape, dtype=np.int64)
         if repair:
             target = np.where(chosen.expected >= 0, chosen.expected, middle(sums, good))
-            uneven = within(keys, self.findings.cells(SUM)) & (sums > 0) & (target > 0)[:, None]
+            uneven = within(keys, self._uneven) & (sums > 0) & (target > 0)[:, None]
             row, layer = np.nonzero(uneven)
             count[row, layer] = apportion(target[row], chosen.count[row, layer])
             owed = np.where(bad & ~uneven, target[:, None], 0)

@@ -1,4 +1,4 @@
-"""Readers of tables, CSV and Parquet: one row a window, layer and expert. Counts that have no row are 0.
+"""Reader of tables, CSV and Parquet: one row a window, layer and expert. Counts that have no row are 0.
 
 A table is read twice, batch by batch: first for its extent and its faults, then for its counts. Where its windows follow
 one another they are handed on as they are done, so that a table of any size needs the memory of a few windows.
@@ -21,15 +21,7 @@ from stages.errors import BadInput
 from stages.model import ModelSpec
 
 
-def read_csv(path: Path, model: ModelSpec) -> Dump:
-    return _dump(path, model)
-
-
-def read_parquet(path: Path, model: ModelSpec) -> Dump:
-    return _dump(path, model)
-
-
-def _dump(path: Path, model: ModelSpec) -> Dump:
+def read_rows(path: Path, model: ModelSpec) -> Dump:
     """Layers are numbered as MoE layers, or as the engine does (dense ones too)."""
     extent = _Extent(path, model)
     for batch in batches(path):

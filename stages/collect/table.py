@@ -16,8 +16,8 @@ READERS: dict[str, Callable[[Path, ModelSpec], Dump]] = {
     ".npy": lambda path, model: arrays.read_npy(path),
     ".safetensors": lambda path, model: arrays.read_safetensors(path),
     ".json": lambda path, model: nested.read_json(path),
-    ".csv": rows.read_csv,
-    ".parquet": rows.read_parquet,
+    ".csv": rows.read_rows,
+    ".parquet": rows.read_rows,
 }
 
 
