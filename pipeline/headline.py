@@ -46,6 +46,10 @@ ROWS = (
         "Checksums", "verify", ("checksums_compared", "mismatches"),
         lambda c, m: f"{c:,.0f} compared, {m:,.0f} wrong",
     ),
+    Row(
+        "Expert outputs", "verify", ("outputs_compared", "outputs_different"),
+        lambda c, d: f"{c:,.0f} for random tokens compared, {d:,.0f} different",
+    ),
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the U
 TAG_LIMIT = 5_000
 PARAM_LIMIT = 6_000
 BATCH = 100
+LINKED_BYTES = 16 << 20
 
 
 def tracking_uri(configured: str | None = None) -> str:
@@ -154,8 +156,17 @@ class Store:
             self.client.log_inputs(run_id, inputs)
 
     def artifacts(self, run_id: str, folder: Path) -> None:
-        """Upload all files below `folder`."""
-        self.client.log_artifacts(run_id, str(folder))
+        """Upload all files below `folder`. Where the artifacts lie on this machine, large files are linked: they need
+        the disk once."""
+        local = local_folder(self.run(run_id))
+        if local is None:
+            self.client.log_artifacts(run_id, str(folder))
+            return
+        for file in folder.rglob("*"):
+            if file.is_file():
+                target = local / file.relative_to(folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _place(file, target, linked=file.stat().st_size >= LINKED_BYTES)
 
     def protect(self, run_id: str) -> None:
         """Take the right to write from a run's artifacts, where they are files here: run folders link to them."""
@@ -236,6 +247,16 @@ def link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         target.symlink_to(source)
+
+
+def _place(source: Path, target: Path, *, linked: bool) -> None:
+    """Have the content of `source` at `target`, as the same file if `linked` and both are on one file system."""
+    if linked:
+        target.unlink(missing_ok=True)
+        with suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)
 
 
 def remove(folder: Path) -> None:

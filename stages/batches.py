@@ -48,11 +48,13 @@ class Batches:
 
 
 def cut(
-    plan: TransferPlan, layers: int, slots: int, ranks: int, *, rows: int, at_once: int, sends_at_once: int = 0
-) -> Batches:
+    plan: TransferPlan, layers: int, slots: int, ranks: int, *,
+    rows: int, at_once: int, at_least: int | None = None, sends_at_once: int = 0,
+) -> Batches:  # fmt: skip
     """Batches of `plan` (maps `[L, P]`) for ranks that can stage `rows` experts each, `at_once` of them in one batch.
 
-    `sends_at_once` bounds what one rank sends in a batch (it packs a copy); 0: no bound. While batch b is checked and
+    Towards the end a rank stages half of what it still lacks, down to `at_least`: the last batch is checked and committed
+    while nothing else is on its way. `sends_at_once` bounds what one rank sends out of its slots in a batch (it packs a copy); 0: no bound. While batch b is checked and
     committed, b + 1 is on its way: staging that b used is free from b + 2 on, and from b + 1 where nothing else fits.
     Raises `BadInput` for fewer than two rows, which long cycles need, and for a hop that forwards what nobody brings.
     """
@@ -82,7 +84,17 @@ def cut(
     src, dst = plan.src_rank[network], plan.dst_rank[network]
     sequence = _sequence(unit_layer, reads[order[begin[:-1]]], unit_of)
     stage, commit, row, after = _simulate(
-        sequence, order, begin, reads, src, dst, ranks, rows, at_once, sends_at_once or len(network) + 1
+        sequence,
+        order,
+        begin,
+        reads,
+        src,
+        dst,
+        ranks,
+        rows,
+        at_once,
+        at_least or at_once,
+        sends_at_once or len(network) + 1,
     )
 
     whole = Batches(
@@ -208,7 +220,7 @@ def _sequence(layer: Ints, reads: Ints, unit_of: Ints) -> Ints:  # pragma: no co
 @njit(cache=True)
 def _simulate(
     sequence: Ints, order: Ints, begin: Ints, reads: Ints, src: Ints, dst: Ints,
-    ranks: int, rows: int, at_once: int, sends_at_once: int,
+    ranks: int, rows: int, at_once: int, at_least: int, sends_at_once: int,
 ) -> tuple[Ints, Ints, Ints, Ints]:  # pragma: no cover  # fmt: skip
     """Stage units in order of `sequence`, each rank as many as it has room for; commit what nobody waits for.
 
@@ -222,10 +234,13 @@ def _simulate(
         if reads[n] >= 0:
             readers[reads[n]] += 1
     used_by = np.full((ranks, rows), -2)  # the batch whose commit freed this row; `count` while it is in use
+    next_row = np.zeros(ranks, dtype=np.int64)
     free = np.full(ranks, rows)  # rows that no commit of the batch before holds up
     soon = np.zeros(ranks, dtype=np.int64)  # rows that the batch before gives back
     barred = np.empty(ranks, dtype=np.bool_)
     arriving, leaving = np.zeros(ranks, dtype=np.int64), np.zeros(ranks, dtype=np.int64)
+    lacking = np.bincount(dst, minlength=ranks)
+    limit = np.empty(ranks, dtype=np.int64)
     chosen, waiting = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
     after = np.empty(count, dtype=np.int64)
     left = sequence.copy()
@@ -233,6 +248,8 @@ def _simulate(
     waiters, batch = 0, 0
     while remaining:
         found = 0
+        for rank in range(ranks):
+            limit[rank] = min(at_once, max(at_least, (lacking[rank] + 1) // 2))
         for lag in (2, 1):
             arriving[:] = 0
             leaving[:] = 0
@@ -245,19 +262,22 @@ def _simulate(
                 for i in range(begin[unit], begin[unit + 1]):
                     n = order[i]
                     room = free[dst[n]] if lag == 2 else free[dst[n]] + soon[dst[n]]
-                    if barred[dst[n]] or arriving[dst[n]] >= min(at_once, room) or leaving[src[n]] >= sends_at_once:
+                    if barred[dst[n]] or arriving[dst[n]] >= min(limit[dst[n]], room):
                         fits = False
+                if leaving[src[order[begin[unit]]]] >= sends_at_once:
+                    fits = False
                 for i in range(begin[unit], begin[unit + 1]):
                     n = order[i]
                     if fits:
                         arriving[dst[n]] += 1
-                        leaving[src[n]] += 1
                         chosen[found] = n
                         found += 1
                     elif not barred[dst[n]]:
                         barred[dst[n]] = True
                         bars += 1
-                if not fits:
+                if fits:
+                    leaving[src[order[begin[unit]]]] += 1
+                else:
                     left[kept] = unit
                     kept += 1
             if found:
@@ -266,7 +286,7 @@ def _simulate(
             raise RuntimeError("batches: nothing can be staged")
         left[kept : kept + remaining - at] = left[at:remaining].copy()
         remaining -= at - kept
-        after[batch] = _place(chosen[:found], src, dst, ranks, used_by, batch - lag, count, row)
+        after[batch] = _place(chosen[:found], src, dst, ranks, used_by, next_row, batch - lag, count, row)
         for i in range(found):
             n = chosen[i]
             stage[n] = batch
@@ -275,6 +295,7 @@ def _simulate(
             waiting[waiters] = n
             waiters += 1
         free += soon - arriving
+        lacking -= arriving
         soon[:] = 0
         kept = 0
         for i in range(waiters):
@@ -293,18 +314,38 @@ def _simulate(
 
 @njit(cache=True)
 def _place(
-    chosen: Ints, src: Ints, dst: Ints, ranks: int, used_by: Ints, latest_use: int, in_use: int, row: Ints
+    chosen: Ints,
+    src: Ints,
+    dst: Ints,
+    ranks: int,
+    used_by: Ints,
+    next_row: Ints,
+    latest_use: int,
+    in_use: int,
+    row: Ints,
 ) -> int:  # pragma: no cover
-    """Give each row of a batch a place in its receiver's staging, those of one sender side by side where possible;
-    the last batch that must have been committed before."""
+    """Give each row of a batch a place in its receiver's staging, round and round, so that what was freed longest ago
+    comes first; those of one sender side by side where possible. The last batch that must have been committed before."""
     latest = -1
-    at = np.zeros(ranks, dtype=np.int64)
     for i in np.argsort(dst[chosen] * ranks + src[chosen], kind="mergesort"):
         n = chosen[i]
         rank = dst[n]
-        while used_by[rank, at[rank]] > latest_use:
-            at[rank] += 1
-        row[n] = at[rank]
-        latest = max(latest, used_by[rank, at[rank]])
-        used_by[rank, at[rank]] = in_use
+        while used_by[rank, next_row[rank]] > latest_use:
+            next_row[rank] = (next_row[rank] + 1) % used_by.shape[1]
+        row[n] = next_row[rank]
+        latest = max(latest, used_by[rank, row[n]])
+        used_by[rank, row[n]] = in_use
     return latest
+
+
+def reached(plan: TransferPlan, batches: Batches, old: np.ndarray, committed: int) -> Ints:
+    """[L, P]: what each slot holds once the first `committed` batches are committed."""
+    done = (batches.commit < committed) & (plan.dst_slot >= 0)
+    out: Ints = old.copy()
+    out[plan.layer[done], plan.dst_slot[done]] = plan.logical_expert[done]
+    return out
+
+
+def parked(batches: Batches, committed: int) -> Ints:
+    """The rows of the plan that wait in staging at that point."""
+    return np.flatnonzero((batches.stage >= 0) & (batches.stage < committed) & (batches.commit >= committed))

@@ -16,7 +16,9 @@ product of both differences is no multiple of 2^64. The length in bytes is added
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,14 +70,27 @@ def finish(sums: _U64, nbytes: int) -> _U64:
 
 
 def checksum_rows(rows: torch.Tensor) -> _U64:
-    """[N]: the checksum of each row of `rows` (`[N, …]`, any dtype, CPU or GPU; copied unless contiguous)."""
+    """[N]: the checksum of each row of `rows` (`[N, …]`, any dtype, CPU or GPU; copied unless each row is contiguous)."""
+    return checksum_tensors([rows])[0]
+
+
+def checksum_tensors(tensors: Sequence[torch.Tensor]) -> list[_U64]:
+    """For each tensor `[N, …]`, all on one device: `[N]`, the checksum of each of its rows."""
+    if tensors and tensors[0].is_cuda and find_spec("triton"):
+        from stages import checksum_gpu
+
+        return checksum_gpu.checksum_tensors(tensors)
+    return [_checksum_rows(rows) for rows in tensors]
+
+
+def _checksum_rows(rows: torch.Tensor) -> _U64:
     import torch
 
     count = rows.shape[0]
     nbytes = math.prod(rows.shape[1:]) * rows.element_size()
     if count == 0 or nbytes == 0:
         return finish(np.zeros(count, dtype=np.uint64), nbytes)
-    data = rows.contiguous().view(count, -1).view(torch.uint8)
+    data = row_bytes(rows)
     whole, rest = divmod(nbytes, BLOCK)
     columns, factors = _keys(whole + (rest > 0), str(data.device))
     sums = torch.zeros(count, dtype=torch.int64, device=data.device)
@@ -96,6 +111,15 @@ def checksum_rows(rows: torch.Tensor) -> _U64:
             product = torch.mul(words, columns, out=products[: words.shape[0], : words.shape[1]])
             sums[part] += (product.sum(dim=2) * factors[blocks]).sum(dim=1)
     return finish(sums.cpu().numpy().view(np.uint64), nbytes)
+
+
+def row_bytes(rows: torch.Tensor) -> torch.Tensor:
+    """[N, bytes]: `rows` (N > 0) as uint8, in place where each row is contiguous."""
+    import torch
+
+    if not rows[0].is_contiguous():
+        rows = rows.contiguous()
+    return rows.flatten(1).view(torch.uint8) if rows.dim() > 1 else rows[:, None].view(torch.uint8)
 
 
 def _words(data: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from stages import paths
@@ -13,7 +13,9 @@ from stages import paths
 class Execution:
     """Bytes, seconds and GB/s (10^9 bytes) as in the design's metrics; the lists have one entry a rank.
 
-    `received_bytes` and `sent_bytes` count what crossed between ranks; `layer_seconds` is the slowest rank's.
+    `received_bytes` and `sent_bytes` count what crossed between ranks; `layer_seconds` is the slowest rank's, of the
+    reference executor; `split` is what the slowest rank spent in each part of the pipelined one (parts overlap).
+    `committed` of `batches` are done, `first` of them by an earlier run, and `resent` is how often one was sent again.
     `weights`: where the weights came from (`update.weights`), which decides what they can be recomputed from.
     """
 
@@ -33,6 +35,12 @@ class Execution:
     rank_seconds: list[float]
     layer_seconds: list[float]
     weights: str = "synthetic"
+    transport: str = ""
+    batches: int = 0
+    committed: int = 0
+    first: int = 0
+    resent: int = 0
+    split: dict[str, float] = field(default_factory=dict)
 
     @property
     def moved_bytes(self) -> int:

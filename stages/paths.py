@@ -21,6 +21,8 @@ EXECUTION = "execution.json"
 CHECKSUMS = "checksums.parquet"
 CHECKSUMS_PREVIEW = "checksums.csv"
 TRACE = "trace.json"
+SHARDS = "shards"
+FUNCTIONAL = "functional.json"
 VERDICT = "verdict.json"
 MISMATCHES_PREVIEW = "mismatches.csv"
 

@@ -46,6 +46,8 @@ class Verdict:
     """`compared`: checksums compared with an expectation; `seconds` and `nbytes` are those of the audit.
 
     `fault`: what made an audit of the bytes impossible, such as a map that was not updated; else empty.
+    `outputs`: outputs of experts for random tokens that were compared, before the update and after it.
+    `functional_fault`: in what they differ; else empty.
     """
 
     passed: bool
@@ -55,6 +57,8 @@ class Verdict:
     nbytes: int
     seconds: float
     fault: str = ""
+    outputs: int = 0
+    functional_fault: str = ""
 
 
 def mismatch_rows(verdict: Verdict) -> list[list[str]]:

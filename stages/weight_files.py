@@ -7,14 +7,16 @@ never touched is never read.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from stages.digests import sha256_of_files
 from stages.errors import BadInput
 
 if TYPE_CHECKING:
@@ -121,3 +123,13 @@ class WeightFiles:
                 except (SafetensorError, OSError) as error:
                     raise BadInput(f"{path} cannot be read as safetensors: {error}") from error
             return opened[file]
+
+
+def digest(files: WeightFiles, names: Iterable[str]) -> str:
+    """SHA-256 over which file holds which of the tensors `names`, and over the content of these files."""
+    holders = {name: files.file_of(name) for name in sorted(names)}
+    used = sorted(set(holders.values()))
+    digests = sha256_of_files([files.folder / file for file in used])
+    lines = [f"{name}\0{file}" for name, file in holders.items()]
+    lines += [f"{file}\0{digest}" for file, digest in zip(used, digests, strict=True)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

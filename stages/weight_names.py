@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from stages.errors import BadInput
 from stages.model import TensorSpec
@@ -55,8 +55,15 @@ class Naming:
     fused: bool = False
     flat: bool = False
     transposed: bool = False
-    probe: tuple[tuple[str, str], ...] = field(default=(("w2", "weight"),))
-    """(Matrix, what) that only checkpoints of this naming have, of those not told apart by the namings before it."""
+    told_by: tuple[str, ...] = ("weight",)
+    """What of w2 a checkpoint of fused experts has that is of this naming and of none before it."""
+
+    def fits(self, start: str, names: Collection[str]) -> bool:
+        """Are there such experts in the layer whose names begin with `start`?"""
+        if self.fused:
+            return all(start + self.name("w2", what, 0) in names for what in self.told_by)
+        stem = start + self.name("w2", "", 0)
+        return any(name.startswith(stem) for name in names)
 
 
 _FUSED = {"w13": "gate_up_proj", "w2": "down_proj"}
@@ -85,7 +92,7 @@ NAMINGS = (
     Naming("Mixtral", _mixtral),
     Naming("Qwen3-MoE", _qwen),
     Naming("gpt-oss", _mxfp4, fused=True, flat=True),
-    Naming("gpt-oss 16", _fused, fused=True, transposed=True, probe=(("w2", "weight"), ("w2", "bias"))),
+    Naming("gpt-oss 16", _fused, fused=True, transposed=True, told_by=("weight", "bias")),
     Naming("fused", _fused, fused=True),
 )
 
@@ -126,8 +133,7 @@ def find_naming(names: Collection[str], layer_id: int, folder: object) -> FoundN
     prefixes = [prefix for prefix, _ in Counter(match["prefix"] for match in matches).most_common()]
     for prefix in prefixes:
         for naming in NAMINGS:
-            probes = (f"{prefix}layers.{layer_id}.{naming.name(matrix, what, 0)}" for matrix, what in naming.probe)
-            if all(probe in names for probe in probes):
+            if naming.fits(f"{prefix}layers.{layer_id}.", names):
                 return FoundNaming(naming, prefix)
     layers = sorted({int(match["layer"]) for match in matches})
     found = f"those of layers {layers[0]} to {layers[-1]}" if layers else "no experts at all"
@@ -135,11 +141,6 @@ def find_naming(names: Collection[str], layer_id: int, folder: object) -> FoundN
         f"update.weights_path={folder}: the experts of layer {layer_id} are not there under a known name "
         f"({', '.join(naming.title for naming in NAMINGS)}); it holds {found}."
     )
-
-
-def layers_of(names: Collection[str]) -> list[int]:
-    """The layers that have experts, as the checkpoint numbers them."""
-    return sorted({int(match["layer"]) for name in names if (match := LAYER.match(name))})
 
 
 def _split(spec: TensorSpec) -> tuple[str, str]:

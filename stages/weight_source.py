@@ -7,7 +7,6 @@ along the first dimension.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,16 +16,16 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from stages.digests import sha256_of_files
 from stages.errors import BadInput
 from stages.model import ModelSpec, TensorSpec
-from stages.weight_files import KEY, WeightFiles
+from stages.weight_files import KEY, WeightFiles, digest
 from stages.weight_names import LAYER, Part, find_naming
+from stages.weight_shards import ShardSource
 
 if TYPE_CHECKING:
     import torch
 
-FROM_FILES = ("safetensors",)
+FROM_FILES = ("safetensors", "shards")
 """The kinds of `update.weights` that lie in files."""
 
 
@@ -51,8 +50,8 @@ class ExpertSource(Protocol):
 
 def open_source(kind: str, folder: Path, model: ModelSpec) -> ExpertSource:
     """The source `kind` (one of `FROM_FILES`) in `folder`. Raises `BadInput` if there is none."""
-    assert kind == "safetensors"
-    return CheckpointSource(WeightFiles(folder), model)
+    files = WeightFiles(folder)
+    return CheckpointSource(files, model) if kind == "safetensors" else ShardSource(files, model)
 
 
 @dataclass
@@ -92,7 +91,7 @@ class CheckpointSource:
         if self.model.layers is not None:
             layers = set(self.model.layer_ids(self.model.layers))
             matches = [match for match in matches if int(match["layer"]) in layers]
-        return _digest(self.files, [match.string for match in matches])
+        return digest(self.files, [match.string for match in matches])
 
     def _check_number(self, layer_id: int, experts: int) -> None:
         """A checkpoint with more experts than the model is that of another model."""
@@ -103,16 +102,6 @@ class CheckpointSource:
                     f"{KEY}={self.files.folder}: {self.files.file_of(more)} holds {more}, and the model has {experts} "
                     "experts: it is a checkpoint of another model."
                 )
-
-
-def _digest(files: WeightFiles, names: Sequence[str]) -> str:
-    """SHA-256 over which file holds which of the tensors `names`, and over the content of these files."""
-    holders = {name: files.file_of(name) for name in sorted(names)}
-    used = sorted(set(holders.values()))
-    digests = sha256_of_files([files.folder / file for file in used])
-    lines = [f"{name}\0{file}" for name, file in holders.items()]
-    lines += [f"{file}\0{digest}" for file, digest in zip(used, digests, strict=True)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _piece(tensor: torch.Tensor, part: Part) -> torch.Tensor:

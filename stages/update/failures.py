@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.update.progress_board import Phase, where
+from stages.errors import BadInput, Corruption, MoesaicError
+from stages.update.progress_board import STEPS, Phase, where
 
 PEER_LOST = re.compile(
     r"connection (closed|reset|refused)|broken pipe|socket|recvvalue|sendbytes|remote process exited|"
@@ -54,10 +55,17 @@ class Death:
     def __str__(self) -> str:
         if self.error:
             return f"rank {self.rank} failed {where(self.phase, self.layer)}: {tidy(self.error)}"
-        place = where(self.phase, self.layer) + (" of the update" if self.phase == Phase.update else "")
+        place = where(self.phase, self.layer) + (" of the update" if self.phase in STEPS else "")
         if self.signal_name:
             return f"rank {self.rank} was killed by {self.signal_name} {place}"
         return f"rank {self.rank} ended with exit code {self.exit_code} {place}"
+
+
+def as_raised(error: str) -> MoesaicError | None:
+    """The error itself where a rank found that input or weights are bad, which has nothing to do with the rank."""
+    name, _, message = error.partition(": ")
+    kinds = {kind.__name__: kind for kind in (BadInput, Corruption)}
+    return kinds[name](message) if name in kinds else None
 
 
 def root_cause(deaths: Sequence[Death]) -> Death:

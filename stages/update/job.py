@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,13 +19,16 @@ from stages.transfers import COLUMNS, Ints, TransferPlan, read_transfers
 
 @dataclass(frozen=True)
 class Job:
-    """`old`, `new`: `[L, P]`. `direct`: the plan is what every rank finds by itself from the two maps."""
+    """`old`, `new`: `[L, P]`. `direct`: the plan is what every rank finds by itself from the two maps. `folder`: where
+    ranks leave files of their own; all hosts must see it.
+    """
 
     old: ExpertMap
     new: ExpertMap
     plan: TransferPlan
     ranks: int
     direct: bool
+    folder: str = ""
 
     @property
     def layers(self) -> int:
@@ -34,6 +38,10 @@ class Job:
     def experts(self) -> int:
         """E, given that each is in one of the maps."""
         return _experts(self.old, self.new)
+
+    @property
+    def slots(self) -> int:
+        return self.new.shape[1]
 
     @property
     def slots_per_rank(self) -> int:
@@ -47,6 +55,17 @@ class Job:
         """[R]: what each rank sends over the network, relay hops included."""
         return self._network_bytes(self.plan.src_rank)
 
+    def most_arrivals(self) -> int:
+        """Experts that the busiest rank receives, at least one."""
+        return max(1, int(np.bincount(self.plan.dst_rank[self.plan.network], minlength=1).max()))
+
+    def digest(self, *more: object) -> str:
+        """What is moved, as a name: of the maps, the plan, and whatever `more` decides how it is moved."""
+        found = hashlib.sha256(repr((self.old.shape, self.ranks, more)).encode())
+        for array in (self.old, self.new, *(getattr(self.plan, name) for name in COLUMNS)):
+            found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()[:32]
+
     def _network_bytes(self, rank: Ints) -> Ints:
         rows = self.plan.network
         return np.bincount(rank[rows], weights=self.plan.bytes[rows], minlength=self.ranks).astype(np.int64)
@@ -54,7 +73,14 @@ class Job:
     def to_bytes(self) -> bytes:
         arrays = {name: getattr(self.plan, name) for name in COLUMNS}
         stream = io.BytesIO()
-        np.savez(stream, old=self.old, new=self.new, facts=np.array([self.ranks, self.direct]), **arrays)
+        np.savez(
+            stream,
+            old=self.old,
+            new=self.new,
+            facts=np.array([self.ranks, self.direct]),
+            folder=np.array(self.folder),
+            **arrays,
+        )
         return stream.getvalue()
 
     @classmethod
@@ -62,7 +88,7 @@ class Job:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             plan = TransferPlan(**{name: arrays[name] for name in COLUMNS})
             ranks, direct = arrays["facts"].tolist()
-            return cls(arrays["old"], arrays["new"], plan, ranks, bool(direct))
+            return cls(arrays["old"], arrays["new"], plan, ranks, bool(direct), str(arrays["folder"]))
 
 
 def read_job(inputs: Mapping[str, Path], ranks: int, gpus_per_node: int, expert_bytes: int) -> Job:

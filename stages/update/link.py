@@ -13,13 +13,13 @@ from stages.update.rank import Rank
 REPEATS = 3
 
 
-def connect_all(rank: Rank) -> None:
+def connect_all(rank: Rank, group: dist.ProcessGroup | None = None) -> None:
     """Exchange a byte with every peer: connections are made on first use, which is no part of an update."""
     peers = [peer for peer in range(rank.ranks) if peer != rank.rank]
     outgoing = torch.zeros(1, dtype=torch.uint8, device=rank.device)
     incoming = torch.zeros(rank.ranks, 1, dtype=torch.uint8, device=rank.device)
-    ops = [dist.P2POp(dist.isend, outgoing, peer) for peer in peers]
-    exchange(ops + [dist.P2POp(dist.irecv, incoming[peer], peer) for peer in peers])
+    ops = [dist.P2POp(dist.isend, outgoing, peer, group) for peer in peers]
+    exchange(ops + [dist.P2POp(dist.irecv, incoming[peer], peer, group) for peer in peers])
     rank.synchronize()
 
 

@@ -28,6 +28,7 @@ class Machine:
     hosts: int
     torch: str
     nccl: str | None
+    transport: str
     local_ranks: int
     seat: Seat | None
 
@@ -36,7 +37,7 @@ class Machine:
         return {key: value for key, value in asdict(self).items() if key not in ("local_ranks", "seat")}
 
 
-def find(backend: str, ranks_kind: str, oversubscribe: bool, ranks: int) -> Machine:
+def find(backend: str, ranks_kind: str, oversubscribe: bool, ranks: int, transport_kind: str = "auto") -> Machine:
     """Resolve `auto` for `ranks` ranks. Raises `BadInput` if they cannot run here."""
     seat = find_seat() if ranks_kind != "local" else None
     if ranks_kind == "attached" and seat is None:
@@ -67,9 +68,37 @@ def find(backend: str, ranks_kind: str, oversubscribe: bool, ranks: int) -> Mach
         hosts=1 if seat is None else seat.hosts,
         torch=version("torch"),
         nccl=nccl_version() if on_gpu else None,
+        transport=transport(transport_kind, backend, oversubscribe, ranks),
         local_ranks=local_ranks,
         seat=seat,
     )
+
+
+def transport(kind: str, backend: str, oversubscribe: bool, ranks: int) -> str:
+    """Resolve `auto`: `peer` where all ranks are on this host and each GPU can write into every other's memory.
+
+    Raises `BadInput` where `peer` is asked for and cannot be.
+    """
+    if backend == "gloo":
+        if kind != "auto":
+            raise BadInput(f"update.transport={kind} is not possible over gloo: it carries bytes between GPUs.")
+        return "gloo"
+    seat = find_seat()
+    hosts = 1 if seat is None or seat.ranks != ranks else seat.hosts
+    possible = hosts == 1 and not oversubscribe and ranks <= len(gpus()) and _reach_each_other(ranks)
+    if kind == "peer" and not possible:
+        raise BadInput(
+            "update.transport=peer is not possible: it needs all ranks on one host, a GPU for each, and GPUs that can "
+            "write into each other's memory; use update.transport=auto."
+        )
+    return "peer" if possible and kind != "nccl" else "nccl"
+
+
+def _reach_each_other(count: int) -> bool:
+    import torch
+
+    pairs = ((a, b) for a in range(count) for b in range(count) if a != b)
+    return all(torch.cuda.can_device_access_peer(a, b) for a, b in pairs)
 
 
 @cache

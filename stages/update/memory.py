@@ -12,12 +12,14 @@ TEMPORARIES = 4
 """Filling and hashing hold a few copies of the largest tensor of an expert for a moment."""
 
 
-def rank_bytes(specs: list[TensorSpec], layers: int, slots_per_rank: int, link_mib: int, backend: str) -> int:
-    """What one rank needs: its slots, staging of one layer, the link's messages, temporaries."""
+def rank_bytes(
+    specs: list[TensorSpec], layers: int, slots_per_rank: int, staging_bytes: int, link_mib: int, backend: str
+) -> int:
+    """What one rank needs: its slots, staging, the link's messages, temporaries."""
     expert = sum(spec.nbytes for spec in specs)
     largest = max(spec.nbytes for spec in specs)
     link = 2 * (link_mib << 20)
-    return (layers + 1) * slots_per_rank * expert + TEMPORARIES * largest + link + PROCESS_BYTES[backend]
+    return layers * slots_per_rank * expert + staging_bytes + TEMPORARIES * largest + link + PROCESS_BYTES[backend]
 
 
 def check_memory(needed: int, found: machine.Machine) -> None:

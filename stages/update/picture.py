@@ -8,19 +8,24 @@ import numpy as np
 
 from stages.figures import BLUE, GREY, ORANGE
 from stages.update.measured import TIMED, Measured
+from stages.update.moved import EVENTS, SPLIT
 from stages.update.progress_board import Phase
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {
-    Phase.fill: "#cbd5e0", Phase.checksum_before: "#90cdf4", Phase.link: GREY,
+    Phase.fill: "#cbd5e0", Phase.checksum_before: "#90cdf4", Phase.link: GREY, Phase.compile: "#d6bcfa",
     Phase.update: ORANGE, Phase.checksum_after: BLUE,
 }  # fmt: skip
 
 
+PART_COLOURS = (ORANGE, BLUE, GREY, "#38a169", "#805ad5")
+
+
 def timeline(measured: Measured) -> Figure:
-    """Left: the phases of each rank over time. Right: seconds of each layer, those of the slowest rank."""
+    """Left: the phases of each rank over time. Right: seconds of each layer, or of what was done with each batch, those
+    of the slowest rank."""
     from matplotlib.figure import Figure
 
     ranks = len(measured.spans)
@@ -33,9 +38,14 @@ def timeline(measured: Measured) -> Figure:
     phases.invert_yaxis()
     phases.yaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside lower center", ncols=len(TIMED), frameon=False, fontsize="small")
-    slowest = measured.layer_seconds.max(axis=0) * 1e3
-    layers.bar(np.arange(len(slowest)), slowest, color=ORANGE)
-    layers.set(title="Update of each layer, slowest rank", xlabel="layer", ylabel="milliseconds")
+    unit, parts = ("layer", EVENTS[:1]) if measured.event_seconds("layer").size else ("batch", SPLIT)
+    for what, colour in zip(parts, PART_COLOURS, strict=False):
+        slowest = measured.event_seconds(what).max(axis=0, initial=0) * 1e3
+        layers.plot(np.arange(len(slowest)), slowest, color=colour, label=what, marker=".")
+    layers.set(title=f"Update of each {unit}, slowest rank", xlabel=unit, ylabel="milliseconds")
+    layers.set_ylim(bottom=0)
+    if len(parts) > 1:
+        layers.legend(frameon=False, fontsize="small", ncols=len(parts))
     for axes in (phases, layers):
         axes.spines[["top", "right"]].set_visible(False)
     return figure

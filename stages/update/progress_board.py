@@ -11,17 +11,22 @@ import numpy as np
 
 
 class Phase(IntEnum):
-    """In the order in which a rank goes through them. Only `update` has layers."""
+    """In the order in which a rank goes through them. `update` goes by layers, `batch` by batches: one of them is used."""
 
     start = 0
     connect = 1
     allocate = 2
     fill = 3
     checksum_before = 4
-    link = 5
-    update = 6
-    checksum_after = 7
-    done = 8
+    outputs_before = 5
+    link = 6
+    compile = 7
+    update = 8
+    batch = 9
+    checksum_after = 10
+    outputs_after = 11
+    save = 12
+    done = 13
 
 
 DOING = {
@@ -30,16 +35,24 @@ DOING = {
     Phase.allocate: "allocating slots",
     Phase.fill: "filling slots",
     Phase.checksum_before: "hashing slots before the update",
+    Phase.outputs_before: "sending tokens through the experts before the update",
     Phase.link: "measuring the link",
+    Phase.compile: "compiling its program",
     Phase.update: "updating",
+    Phase.batch: "updating",
     Phase.checksum_after: "hashing slots after the update",
+    Phase.outputs_after: "sending tokens through the experts after the update",
+    Phase.save: "saving the slots",
     Phase.done: "finishing",
 }
 
 
-def where(phase: Phase, layer: int) -> str:
+STEPS = {Phase.update: "layer", Phase.batch: "batch"}
+
+
+def where(phase: Phase, step: int) -> str:
     """For a sentence such as `rank 3 failed in layer 7`."""
-    return f"in layer {layer}" if phase == Phase.update else f"while {DOING[phase]}"
+    return f"in {STEPS[phase]} {step}" if phase in STEPS else f"while {DOING[phase]}"
 
 
 OnReport = Callable[[Phase, int], None]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -51,6 +52,14 @@ class Rank:
         parts = [torch.empty_like(own) for _ in range(self.ranks)]
         dist.all_gather(parts, own)
         return torch.stack([part.cpu() for part in parts])
+
+    def gather_rows(self, rows: np.ndarray) -> np.ndarray:
+        """[R, M, C] from every rank's [m, C], m <= M: missing rows are NaN (of floats) or -1 (of integers)."""
+        counts = self.gather(torch.tensor([len(rows)]))
+        missing = np.nan if rows.dtype.kind == "f" else -1
+        padded = np.full((int(counts.max()), rows.shape[1]), missing, dtype=rows.dtype)
+        padded[: len(rows)] = rows
+        return self.gather(torch.from_numpy(padded)).numpy()
 
     def broadcast(self, data: bytes | None) -> bytes:
         """The bytes that rank 0 gave (`data` of the others is None)."""

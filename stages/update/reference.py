@@ -7,46 +7,50 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
 
 from stages.update.api import create_temp_buffers, update_expert_weights_single_layer
+from stages.update.config import UpdateStageConfig
 from stages.update.exchange import counted
 from stages.update.job import Job
+from stages.update.moved import Moved
 from stages.update.progress_board import Phase
 from stages.update.rank import Rank
 from stages.update.rows import RowMover
 from stages.update.weights import Weights, nbytes
 
 
-@dataclass(frozen=True)
-class Moved:
-    """What one rank did. `seconds`: from a barrier to its last commit, device-synchronised; `layer_seconds`: `[L]`."""
+def prepare(rank: Rank, config: UpdateStageConfig, job: Job, weights: Weights, origin: float) -> Callable[[], Moved]:
+    """What turns `weights` from the job's old map to its new one when called, by all ranks."""
+    move_layer, buffers = _mover(rank, job, weights, config.topology.gpus_per_node)
 
-    seconds: float
-    layer_seconds: list[float]
-    received_bytes: int
-    sent_bytes: int
-    staging_bytes: int
+    def run() -> Moved:
+        rank.barrier()
+        clock = _LayerClock(rank)
+        begin = time.perf_counter()
+        with counted() as traffic:
+            for layer, tensors in enumerate(weights):
+                rank.report(Phase.update, layer)
+                move_layer(layer, tensors)
+                clock.mark()
+        rank.synchronize()
+        seconds = time.perf_counter() - begin
+        edges = np.cumsum([begin - origin, *clock.seconds()]).tolist()
+        return Moved(
+            seconds=seconds,
+            events=[("layer", layer, *edge) for layer, edge in enumerate(pairwise(edges))],
+            received_bytes=traffic.received,
+            sent_bytes=traffic.sent,
+            staging_bytes=nbytes(buffers),
+            first=0,
+            committed=job.layers,
+            batches=job.layers,
+        )
 
-
-def run(rank: Rank, job: Job, weights: Weights, gpus_per_node: int) -> Moved:
-    """Turn `weights` from the job's old map to its new one. All ranks call it."""
-    move_layer, buffers = _mover(rank, job, weights, gpus_per_node)
-    rank.barrier()
-    clock = _LayerClock(rank)
-    begin = time.perf_counter()
-    with counted() as traffic:
-        for layer, tensors in enumerate(weights):
-            rank.report(Phase.update, layer)
-            move_layer(layer, tensors)
-            clock.mark()
-    rank.synchronize()
-    seconds = time.perf_counter() - begin
-    return Moved(seconds, clock.seconds(), traffic.received, traffic.sent, nbytes(buffers))
+    return run
 
 
 def _mover(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from stages.errors import BadInput, MoesaicError
 from stages.update.config import UpdateStageConfig
-from stages.update.failures import PEER_LOST, Death, tidy
+from stages.update.failures import PEER_LOST, Death, as_raised, tidy
 from stages.update.job import Job
 from stages.update.machine import Machine
 from stages.update.measured import Measured
@@ -143,12 +143,14 @@ class Session:
                 data = rank.broadcast(None if job is None else job.to_bytes())
                 return update_rank(rank, config, job or Job.from_bytes(data))
         except Exception as error:
-            raise MoesaicError(self._blame(number, board, error)) from error
+            cause = self._blame(number, board, error)
+            raise as_raised(cause) or MoesaicError(cause) from error
 
     def _blame(self, number: int, board: ProgressBoard, error: Exception) -> str:
         """End update `number` for all ranks; the one sentence on why, which the rank that failed first has said."""
         phase, layer, _ = board.of(self._seat.rank)
-        own = str(Death(self._seat.rank, None, phase, layer, error=f"{type(error).__name__}: {error}"))
+        said = f"{type(error).__name__}: {error}"
+        own = said if as_raised(said) else str(Death(self._seat.rank, None, phase, layer, error=said))
         key = f"failure/{number}"
         lost_peer = PEER_LOST.search(own) is not None
         if not lost_peer:
@@ -205,7 +207,7 @@ class Session:
 
 def _digest(config: UpdateStageConfig, machine: Machine) -> str:
     """What all ranks must agree on, as one word."""
-    facts = [config.key_config(), machine.backend, machine.torch, machine.nccl]
+    facts = [config.key_config(), machine.backend, machine.torch, machine.nccl, machine.transport]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

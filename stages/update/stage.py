@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from stages import paths
 from stages.checksum_table import ChecksumTable, write_checksums
 from stages.contract import Progress, StageResult
+from stages.errors import Corruption
 from stages.execution import Execution, write_execution
+from stages.functional import write_functional
 from stages.update import attached
 from stages.update.config import UpdateStageConfig
 from stages.update.job import Job, read_job
+from stages.update.lane import Fault
 from stages.update.launch import launch, start_server
 from stages.update.machine import Machine
 from stages.update.measured import Measured
 from stages.update.memory import check_memory, rank_bytes
 from stages.update.picture import timeline
-from stages.update.progress_board import DOING, OnReport, Phase
+from stages.update.progress_board import DOING, STEPS, OnReport, Phase
+from stages.update.save import check_disk, check_own_folder, finish_shards
 from stages.update.trace import write_trace
 
 
@@ -29,16 +34,20 @@ def update(config: UpdateStageConfig, inputs: Mapping[str, Path], folder: Path, 
         start_server()  # it imports torch while this process reads its inputs
     topology = config.topology
     job = read_job(inputs, topology.ranks, topology.gpus_per_node, config.model.expert_bytes)
+    job = replace(job, folder=str(folder.absolute()))
     link_mib = config.link_mib(machine.backend)
     config.check_weights(job.layers, job.experts)
+    check_own_folder(config, folder)
+    check_disk(config, job)
     specs = config.model.scaled_tensors()
-    check_memory(rank_bytes(specs, job.layers, job.slots_per_rank, link_mib, machine.backend), machine)
+    staging = job.slots_per_rank * config.model.expert_bytes
+    if config.update.executor == "pipelined":
+        staging = config.staging_budget(machine.transport, job.most_arrivals()).nbytes(config.staging_layout)
+    check_memory(rank_bytes(specs, job.layers, job.slots_per_rank, staging, link_mib, machine.backend), machine)
 
-    def on_report(phase: Phase, layer: int) -> None:
-        steps = len(Phase) - 1 + job.layers
-        step = phase + layer if phase <= Phase.update else phase + job.layers
-        suffix = f" layer {layer + 1} of {job.layers}" if phase == Phase.update else ""
-        progress(f"{DOING[phase]}{suffix}", step / steps)
+    def on_report(phase: Phase, step: int) -> None:
+        suffix = f" {STEPS[phase]} {step}" if phase in STEPS else ""
+        progress(f"{DOING[phase]}{suffix}", phase / (len(Phase) - 1))
 
     if machine.seat is None:
         measured = _run_local(config, job, machine, on_report)
@@ -65,6 +74,7 @@ def _run_local(config: UpdateStageConfig, job: Job, machine: Machine, on_report:
 
 
 def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Measured, folder: Path) -> StageResult:
+    first, committed, batches, resent = measured.steps.tolist()
     execution = Execution(
         executor=config.update.executor,
         backend=machine.backend,
@@ -80,8 +90,14 @@ def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Mea
         staging_bytes=int(measured.staging.max()),
         checksum_seconds=measured.checksum_seconds(),
         rank_seconds=measured.seconds.tolist(),
-        layer_seconds=measured.layer_seconds.max(axis=0).tolist(),
+        layer_seconds=measured.event_seconds("layer").max(axis=0).tolist(),
         weights=config.update.weights,
+        transport=machine.transport,
+        first=first,
+        committed=committed,
+        batches=batches,
+        resent=resent,
+        split=measured.split() if config.update.executor == "pipelined" else {},
     )
     names = tuple(tensor.name for tensor in config.model.tensors)
     table = ChecksumTable(measured.before, measured.after, job.old, job.new, names, job.ranks)
@@ -89,13 +105,18 @@ def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Mea
         *write_execution(folder, execution),
         *write_checksums(folder, table),
         *write_trace(folder, measured),
+        *write_functional(folder, measured.proof()),
+        *finish_shards(config, job, folder),
     )
     metrics = (
         "update_seconds", "moved_bytes", "effective_gb_per_s", "link_gb_per_s", "link_efficiency", "staging_bytes",
     )  # fmt: skip
-    return StageResult(
+    result = StageResult(
         files=files,
-        metrics={name: float(getattr(execution, name)) for name in metrics},
+        metrics={
+            **{name: float(getattr(execution, name)) for name in metrics},
+            **{f"{what}_seconds": seconds for what, seconds in execution.split.items()},
+        },
         figures={"timeline": timeline(measured)},
         tags={
             "executor": execution.executor,
@@ -108,6 +129,23 @@ def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Mea
             "weights": execution.weights,
         },
         note=_note(config, execution, job),
+    )
+    if not measured.complete:
+        raise Corruption(stopped(config, measured), result)
+    return result
+
+
+def stopped(config: UpdateStageConfig, measured: Measured) -> str:
+    """Why the update stopped before its end, and how far it has come, in one sentence."""
+    _, committed, batches, _ = measured.steps.tolist()
+    found = [(int(rank), Fault.of(fault)) for rank, *fault in measured.faults if rank >= 0]
+    rank, fault = found[0]
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return (
+        f"Expert {fault.expert} of layer {fault.layer} arrived wrong at rank {rank} from rank {fault.sender} each time it was "
+        f"sent ({config.update.retries + 1} times): tensor {config.model.tensors[fault.tensor].name} should be "
+        f"{fault.expected:016x}, found {fault.found:016x}{more}; nothing wrong was committed, and {committed} of "
+        f"{batches} batches are: the same command goes on from there."
     )
 
 

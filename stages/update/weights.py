@@ -10,10 +10,12 @@ import numpy.typing as npt
 import torch
 
 from stages import synthetic
-from stages.checksum import checksum_rows
+from stages.checksum import checksum_tensors
+from stages.errors import Corruption
 from stages.expert_map import EMPTY, ExpertMap
 from stages.model import TensorSpec
 from stages.update.config import UpdateStageConfig
+from stages.weight_shards import ShardSource
 from stages.weight_source import ExpertSource, copy_into
 
 Weights = list[list[torch.Tensor]]
@@ -65,13 +67,43 @@ def fill_from(weights: Weights, source: ExpertSource, own: ExpertMap) -> None:
             else:
                 copy_into(tensor[slot], source.pieces(layer, expert, k))
 
-    with ThreadPoolExecutor(READERS) as pool:
+    device = weights[0][0].device
+    at_start = (torch.cuda.set_device, (device,)) if device.type == "cuda" else (None, ())
+    with ThreadPoolExecutor(READERS, "reader", *at_start) as pool:
         list(pool.map(fill_slot, np.ndindex(own.shape)))
+
+
+def fill_expert(targets: Sequence[torch.Tensor], config: UpdateStageConfig, layer: int, expert: int) -> None:
+    """Write one expert, tensor by tensor, from where the weights come from into `targets`: bytes, contiguous."""
+    for k, target in enumerate(targets):
+        if config.weight_source is None:
+            synthetic.fill(target[None], config.seed, np.array([layer]), np.array([expert]), k)
+        else:
+            spec = config.model.tensors[k]
+            pieces = config.weight_source.pieces(layer, expert, k)
+            copy_into(target.view(getattr(torch, spec.dtype)).view(spec.shape), pieces)
+
+
+def check_filled(config: UpdateStageConfig, own: ExpertMap, found: npt.NDArray[np.uint64]) -> None:
+    """Raise `Corruption` where a slot does not hold what its shard was saved with; `found`: `[L, slots_per_rank, K]`."""
+    source = config.weight_source
+    if not isinstance(source, ShardSource):
+        return
+    for layer, slot in np.argwhere(own != EMPTY).tolist():
+        expert = int(own[layer, slot])
+        wrong = np.flatnonzero(source.recorded(layer, expert) != found[layer, slot])
+        if len(wrong):
+            raise Corruption(
+                f"{source.title}: tensor {source.specs[wrong[0]].name} of expert {expert} in layer {layer} is not what "
+                "was saved there."
+            )
 
 
 def checksums(weights: Weights) -> npt.NDArray[np.uint64]:
     """[L, slots_per_rank, K]: the checksum of what is in memory now."""
-    return np.stack([np.stack([checksum_rows(tensor) for tensor in tensors], axis=1) for tensors in weights])
+    found = checksum_tensors([tensor for tensors in weights for tensor in tensors])
+    kinds = len(weights[0])
+    return np.stack([np.stack(found[first : first + kinds], axis=1) for first in range(0, len(found), kinds)])
 
 
 def nbytes(tensors: Sequence[torch.Tensor]) -> int:

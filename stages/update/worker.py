@@ -13,17 +13,24 @@ import numpy.typing as npt
 import torch
 
 from stages.errors import MoesaicError
-from stages.update import reference
+from stages.functional import FunctionalProof, to_json
+from stages.update import pipelined, reference
 from stages.update.config import UpdateStageConfig
 from stages.update.job import Job
+from stages.update.lane import NO_HOOKS, Hooks
 from stages.update.link import connect_all, measure_link
 from stages.update.measured import Measured
+from stages.update.moved import EVENTS, Moved
+from stages.update.nccl_memory import registrable
+from stages.update.outputs import Outputs
 from stages.update.progress_board import Phase
 from stages.update.rank import Rank
-from stages.update.weights import allocate, checksums, fill
+from stages.update.save import save_shard
+from stages.update.truth import agreed_truth
+from stages.update.weights import allocate, check_filled, checksums, fill
 
 
-def update_rank(rank: Rank, config: UpdateStageConfig, job: Job) -> Measured:
+def update_rank(rank: Rank, config: UpdateStageConfig, job: Job, hooks: Hooks = NO_HOOKS) -> Measured:
     """Take part in the update; every rank returns the findings of all."""
     specs = config.model.scaled_tensors()
     own = slice(rank.rank * job.slots_per_rank, (rank.rank + 1) * job.slots_per_rank)
@@ -31,35 +38,60 @@ def update_rank(rank: Rank, config: UpdateStageConfig, job: Job) -> Measured:
     spans = _Spans(rank)
 
     rank.report(Phase.allocate)
-    weights = allocate(specs, job.layers, job.slots_per_rank, rank.device)
+    with registrable(rank.device):
+        weights = allocate(specs, job.layers, job.slots_per_rank, rank.device)
     with spans(Phase.fill):
         fill(weights, config, job.old[:, own])
     with spans(Phase.checksum_before):
         before = checksums(weights)
+    check_filled(config, job.old[:, own], before)
+    outputs = Outputs(config, job) if config.update.functional else None
+    if outputs is not None:
+        rank.report(Phase.outputs_before)
+        outputs_before = outputs.of(rank, weights, job.old)
     with spans(Phase.link):
         connect_all(rank)
         link = measure_link(rank, config.link_mib(rank.backend))
+    names = [spec.name for spec in specs]
+    all_before = _all_slots(rank, before)
+    truth = agreed_truth(all_before, job.old, job.experts, names, job.ranks)
+    with spans(Phase.compile):
+        if config.update.executor == "reference":
+            run = reference.prepare(rank, config, job, weights, spans.start)
+        else:
+            run = pipelined.prepare(rank, config, job, weights, truth, spans.start, hooks)
     with spans(Phase.update):
-        moved = reference.run(rank, job, weights, config.topology.gpus_per_node)
+        moved = run()
     _check_bytes(rank, job, moved)
     with spans(Phase.checksum_after):
         after = checksums(weights)
+    proof, complete = FunctionalProof(), moved.committed == moved.batches
+    if outputs is not None and complete:
+        rank.report(Phase.outputs_after)
+        proof = outputs.compare(outputs_before, outputs.of(rank, weights, job.new))
+    if config.update.save is not None and complete:
+        rank.report(Phase.save)
+        save_shard(config, job, rank.rank, weights, after)
     rank.report(Phase.done)
 
-    numbers = torch.tensor([moved.received_bytes, moved.sent_bytes, moved.staging_bytes])
-    received, sent, staging = rank.gather(numbers).numpy().T
-    times = torch.tensor([moved.seconds, *moved.layer_seconds], dtype=torch.float64)
-    seconds = rank.gather(times).numpy()
+    numbers = torch.tensor([moved.received_bytes, moved.sent_bytes, moved.staging_bytes, moved.committed])
+    received, sent, staging, committed = rank.gather(numbers).numpy().T
+    seconds = rank.gather(torch.tensor([moved.seconds], dtype=torch.float64)).numpy()
+    events = [(EVENTS.index(what), *event) for what, *event in moved.events]
+    faults = [(rank.rank, *fault.numbers()) for fault in moved.faults]
     return Measured(
-        before=_all_slots(rank, before),
+        before=all_before,
         after=_all_slots(rank, after),
         received=received,
         sent=sent,
         staging=staging,
         seconds=seconds[:, 0],
-        layer_seconds=seconds[:, 1:],
         spans=rank.gather(torch.tensor(spans.found, dtype=torch.float64)).numpy(),
+        events=rank.gather_rows(np.array(events, dtype=np.float64).reshape(-1, 4)),
+        faults=np.concatenate(list(rank.gather_rows(np.array(faults, dtype=np.int64).reshape(-1, 8)))),
+        steps=np.array([moved.first, committed.min(), moved.batches, moved.resent]),
         link_gb_per_s=np.array([link]),
+        functional=np.frombuffer(to_json(proof), dtype=np.uint8),
     )
 
 
@@ -70,8 +102,10 @@ def save_update(rank: Rank, config: UpdateStageConfig, job: Job, found: Path) ->
         found.write_bytes(measured.to_bytes())
 
 
-def _check_bytes(rank: Rank, job: Job, moved: reference.Moved) -> None:
-    """What went over the network must be what the plan says, no more and no less."""
+def _check_bytes(rank: Rank, job: Job, moved: Moved) -> None:
+    """What went over the network must be what the plan says, no more and no less, if the plan was run as it stands."""
+    if moved.first or moved.resent or moved.committed < moved.batches:
+        return
     for verb, found, planned in (
         ("received", moved.received_bytes, job.received_bytes()[rank.rank]),
         ("sent", moved.sent_bytes, job.sent_bytes()[rank.rank]),

@@ -17,12 +17,14 @@ from stages.weight_source import FROM_FILES, ExpertSource, open_source
 class VerifyOptions:
     """`source`: make every weight anew from where it came from and compare with that, too; it takes the most time.
 
-    `weights`, `weights_path`: where they came from, as in the config of the update.
+    `weights`, `weights_path`: where they came from, as in the config of the update. `functional`: also demand that the
+    experts make the same of random tokens as before the update.
     """
 
     source: bool = True
     weights: str = "synthetic"
     weights_path: str | None = None
+    functional: bool = False
 
 
 @dataclass
@@ -44,7 +46,10 @@ class VerifyStageConfig:
     def key_config(self) -> dict[str, Any]:
         """All else that decides the verdict, machine and backend among it, comes with the inputs."""
         model: dict[str, Any] = {"tensors": [asdict(tensor) for tensor in self.model.scaled_tensors()]}
-        key: dict[str, Any] = {"verify": {"source": self.verify.source}, "model": model}
+        key: dict[str, Any] = {
+            "verify": {"source": self.verify.source, "functional": self.verify.functional},
+            "model": model,
+        }
         if self.verify.source:
             key["verify"]["weights"] = self.verify.weights
             if self.verify.weights == "synthetic":

@@ -30,4 +30,6 @@ def summary(verdict: Verdict) -> str:
             f"{count:,} of {verdict.compared:,} checksums {'is wrong:' if count == 1 else 'are wrong; the first:'} "
             f"{verdict.mismatches[0]}."
         )
+    if verdict.functional_fault:
+        return verdict.functional_fault
     return f"All {verdict.compared:,} checksums are those of the experts that belong there."

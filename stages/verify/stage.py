@@ -13,11 +13,13 @@ from stages.contract import Progress, StageResult
 from stages.errors import BadInput, Corruption
 from stages.execution import Execution, read_execution
 from stages.expert_map import EMPTY
+from stages.functional import read_functional
 from stages.placement import Placement, read_placement
 from stages.verdict import Verdict, write_verdict
 from stages.verify.audit import audit
 from stages.verify.config import VerifyStageConfig
 from stages.verify.expected import Sums
+from stages.verify.outputs import Judgement, judge
 from stages.verify.report import note, summary
 from stages.verify.source import recompute, reread
 
@@ -26,7 +28,9 @@ def verify(config: VerifyStageConfig, inputs: Mapping[str, Path], folder: Path, 
     """Audit the checksums that an update left; writes the verdict, and raises `Corruption` where it is bad.
 
     Metrics: `checksums_compared` counts those, before and after the update, that had something to be compared with;
-    `mismatches` the wrong ones; `verify_gb_per_s` is the weights that the verdict speaks for (the filled slots of the
+    `mismatches` the wrong ones; `outputs_compared` and `outputs_different`, if asked for, count
+    outputs of experts for random tokens;
+    `verify_gb_per_s` is the weights that the verdict speaks for (the filled slots of the
     new map) in 10^9 bytes, over the seconds of the audit.
     """
     began = time.perf_counter()
@@ -34,18 +38,22 @@ def verify(config: VerifyStageConfig, inputs: Mapping[str, Path], folder: Path, 
     table = read_checksums(inputs["checksums"])
     execution = read_execution(inputs["execution"])
     _check_tensors(config, table, inputs["checksums"])
+    functional = _functional(config, inputs, table)
     fault = _fault(table, placement, execution)
     if fault:
         verdict = Verdict(False, 0, [], [], 0, time.perf_counter() - began, fault)
     else:
-        verdict = _audit(config, table, placement, execution, progress, began)
+        verdict = _audit(config, table, placement, execution, functional, progress, began)
+    metrics = {
+        "checksums_compared": verdict.compared,
+        "mismatches": len(verdict.mismatches),
+        "verify_gb_per_s": verdict.nbytes / verdict.seconds / 1e9,
+    }
+    if config.verify.functional:
+        metrics |= {"outputs_compared": functional.outputs, "outputs_different": functional.different}
     result = StageResult(
         files=write_verdict(folder, verdict),
-        metrics={
-            "checksums_compared": verdict.compared,
-            "mismatches": len(verdict.mismatches),
-            "verify_gb_per_s": verdict.nbytes / verdict.seconds / 1e9,
-        },
+        metrics=metrics,
         tags={"verdict": "passed" if verdict.passed else "failed"},
         note=note(verdict),
     )
@@ -59,6 +67,7 @@ def _audit(
     table: ChecksumTable,
     placement: Placement,
     execution: Execution,
+    functional: Judgement,
     progress: Progress,
     began: float,
 ) -> Verdict:
@@ -71,15 +80,24 @@ def _audit(
         "The maps that the update recorded are those of the placement.",
         f"Compared {slots}, each in {len(table.tensors)} tensors: {', '.join(table.tensors)}.",
         source,
+        *filter(None, [functional.check]),
     ]
     return Verdict(
-        passed=not result.mismatches,
+        passed=not result.mismatches and not functional.fault,
         compared=(result.slots_before + result.slots_after) * len(table.tensors),
         mismatches=result.mismatches,
         checks=checks,
         nbytes=result.slots_after * config.model.expert_bytes,
         seconds=time.perf_counter() - began,
+        outputs=functional.outputs,
+        functional_fault=functional.fault,
     )
+
+
+def _functional(config: VerifyStageConfig, inputs: Mapping[str, Path], table: ChecksumTable) -> Judgement:
+    if not config.verify.functional:
+        return Judgement()
+    return judge(read_functional(inputs["functional"]) if "functional" in inputs else None, table.old.shape[0])
 
 
 def _truth(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+from pipeline.store import local_folder
 from pipeline.summary import read_summary
 from stages.errors import BadInput, Corruption, MoesaicError
 from tests.pipeline.conftest import Toy
@@ -196,6 +198,29 @@ def test_a_corrupt_result_keeps_its_files_for_the_record(toy: Toy) -> None:
     assert stage.data.metrics == {"total": 6.0}
     names = {item.path for item in toy.store.client.list_artifacts(stage.info.run_id)}
     assert {"doubled.json", "manifest.json"} <= names
+
+
+def test_large_artifacts_need_the_disk_once(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.store.LINKED_BYTES", 1000)
+    folder = tmp_path / "stage"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "small").write_bytes(bytes(999))
+    (folder / "deep" / "large").write_bytes(bytes(1000))
+    run = toy.store.start("kept", {})
+    toy.store.artifacts(run, folder)
+    kept = local_folder(toy.store.run(run))
+    assert kept is not None
+    assert {file: (kept / file).samefile(folder / file) for file in ("small", "deep/large")} == {
+        "small": False,
+        "deep/large": True,
+    }
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("another file system")))
+    run = toy.store.start("kept too", {})
+    toy.store.artifacts(run, folder)
+    kept = local_folder(toy.store.run(run))
+    assert kept is not None
+    assert (kept / "deep" / "large").read_bytes() == bytes(1000)
+    assert not (kept / "deep" / "large").samefile(folder / "deep" / "large")
 
 
 def test_a_sixth_stage_or_one_less_is_config_alone(toy: Toy) -> None:

@@ -73,6 +73,20 @@ def test_scales_of_whole_tensors_are_stacked(tmp_path: Path) -> None:
     assert [[float(piece) for piece in source.pieces(0, 0, k)] for k in range(2)] == [[1.0, 2.0], [3.0]]
 
 
+def test_other_quantisations_of_separate_experts_need_no_more_than_their_names(tmp_path: Path) -> None:
+    tensors = {
+        f"model.layers.0.mlp.experts.{expert}.{name}.{what}": torch.randint(0, 99, shape, dtype=torch.int32)
+        for expert in range(2)
+        for name in ("gate_proj", "up_proj", "down_proj")
+        for what, shape in (("weight_packed", (4, 3)), ("weight_shape", (2,)))
+    }
+    checkpoints.save(tmp_path, tensors)
+    specs = [TensorSpec("w13_weight_packed", [8, 3], "int32"), TensorSpec("w2_weight_packed", [4, 3], "int32")]
+    source = open_source("safetensors", tmp_path, ModelSpec(layers=1, experts=2, tensors=specs))
+    source.check(1, 2)
+    assert torch.equal(source.pieces(0, 1, 0)[1], tensors["model.layers.0.mlp.experts.1.up_proj.weight_packed"])
+
+
 def test_a_source_reaches_other_processes(tmp_path: Path) -> None:
     made = checkpoints.by_transformers(tmp_path, "mixtral")
     source = open_source("safetensors", made.folder, made.model)

@@ -15,6 +15,7 @@ from stages.transfers import Kind, TransferPlan
 from stages.update.config import UpdateOptions, UpdateStageConfig
 from stages.update.job import Job, make_job
 from stages.update.measured import Measured
+from stages.update.staging import MIB, Layout
 
 TENSORS = [
     TensorSpec("w13", [24, 40], "bfloat16"),
@@ -28,7 +29,10 @@ EXPERT_BYTES = sum(tensor.nbytes for tensor in TENSORS)
 
 @dataclass(frozen=True)
 class Case:
-    """`kind`: `random` maps, a `permutation` of each layer, or maps with `empty` slots. `rows`: how the plan is run."""
+    """`kind`: `random` maps, a `permutation` of each layer, or maps with `empty` slots. `rows`: how the plan is run.
+
+    `staged`: experts that staging holds; None: the reference executor, which stages a layer.
+    """
 
     nodes: int
     slots_per_rank: int
@@ -37,6 +41,7 @@ class Case:
     rows: str = "api"
     layers: int = 3
     seed: int = 0
+    staged: int | None = None
 
 
 def maps_of(case: Case, ranks: int) -> tuple[ExpertMap, ExpertMap]:
@@ -63,8 +68,12 @@ def job_of(case: Case, ranks: int) -> Job:
 
 
 def config_of(case: Case, ranks: int) -> UpdateStageConfig:
+    options = UpdateOptions(link_mib=1, executor="reference")
+    if case.staged is not None:
+        options.executor = "pipelined"
+        options.staging_mib = (case.staged + 0.5) * Layout.of([tensor.nbytes for tensor in TENSORS]).row_bytes / MIB
     return UpdateStageConfig(
-        update=UpdateOptions(link_mib=1),
+        update=options,
         model=ModelSpec(tensors=TENSORS),
         topology=Topology(nodes=case.nodes, gpus_per_node=ranks // case.nodes),
         seed=case.seed,
@@ -112,7 +121,11 @@ def check(case: Case, job: Job, measured: Measured) -> int:
     if case.rows != "relay":
         needed = moved_slots(job.old, job.new, case.experts, job.ranks)
         assert measured.received.sum() == needed * EXPERT_BYTES, case
-    assert measured.layer_seconds.shape == (job.ranks, job.layers)
+    if case.staged is None:
+        assert measured.event_seconds("layer").shape == (job.ranks, job.layers)
+    else:
+        assert measured.staging.max() <= case.staged * Layout.of([tensor.nbytes for tensor in TENSORS]).row_bytes
+    assert measured.complete
     assert (measured.spans[:, :, 1] >= measured.spans[:, :, 0]).all()
     assert (measured.seconds > 0).all()
     assert measured.link_gb_per_s[0] > 0

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
-from stages.update import reference
+from stages.update import pipelined, reference
 from stages.update.config import UpdateStageConfig
 from stages.update.job import Job
+from stages.update.moved import Moved
 from stages.update.progress_board import Phase
 from stages.update.rank import Rank
+from stages.update.weights import Weights
 from stages.update.worker import update_rank
 from tests.stages.update.cases import Case, check, config_of, job_of
 
@@ -68,3 +72,44 @@ def say_environment(rank: Rank, folder: Path) -> None:
     names = ("NCCL_NVLS_ENABLE", "GLOO_SOCKET_IFNAME", "OMP_NUM_THREADS", "MOESAIC_TEST_MARK", "NCCL_HOSTID")
     dist.barrier()
     (folder / str(rank.rank)).write_text(" ".join(os.environ.get(name, "-") for name in names))
+
+
+def prove(rank: Rank, config: UpdateStageConfig, job: Job, mishap: str, found: Path) -> None:
+    """An update whose weights are spoiled on rank 1 after the last commit; rank 0 leaves the functional proof."""
+    for executor in (reference, pipelined):
+        executor.prepare = spoiling(executor.prepare, mishap)
+    measured = update_rank(rank, config, job)
+    if rank.rank == 0:
+        found.write_bytes(measured.functional.tobytes())
+
+
+def spoiling(prepare: Callable[..., Callable[[], Moved]], mishap: str) -> Callable[..., Callable[[], Moved]]:
+    """`prepare` of an executor, whose run spoils a slot of rank 1 after its last commit."""
+
+    def spoiled(
+        rank: Rank, config: UpdateStageConfig, job: Job, weights: Weights, *rest: object
+    ) -> Callable[[], Moved]:
+        run = prepare(rank, config, job, weights, *rest)
+
+        def run_and_spoil() -> Moved:
+            old = [[tensor.clone() for tensor in tensors] for tensors in weights]
+            moved = run()
+            if rank.rank == 1:
+                spoil_slot(mishap, weights[2], old[2])
+            return moved
+
+        return run_and_spoil
+
+    return spoiled
+
+
+def spoil_slot(mishap: str, weights: list[torch.Tensor], old: list[torch.Tensor]) -> None:
+    """`weights`, `old`: w13, its scale, w2 and its scale, of all slots of one layer."""
+    if mishap == "weights stay":
+        weights[0][1] = old[0][1]
+    if mishap == "scales stay":
+        weights[1][1] = old[1][1]
+    if mishap == "one bit of one scale":
+        weights[3].view(torch.int32)[1, 1, 2] ^= 1
+    if mishap == "w2 stays":
+        weights[2][1] = old[2][1]

@@ -42,15 +42,24 @@ def config(**options: object) -> UpdateStageConfig:
 def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(machine, "gpus", lambda: [Gpu("H100", 80 * 10**9)] * count)
     monkeypatch.setattr(machine, "nccl_version", lambda: "2.28.9")
+    monkeypatch.setattr(machine, "_reach_each_other", lambda count: True)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"executor": "magic"}, "update.executor=magic is not known; allowed are reference."),
+        ({"executor": "magic"}, "update.executor=magic is not known; allowed are pipelined, reference."),
+        ({"transport": "pigeon"}, "update.transport=pigeon is not known; allowed are auto, nccl, peer."),
+        ({"retries": -1}, "update.retries=-1 must not be negative."),
+        ({"staging_mib": 0}, "update.staging_mib=0 is not possible: it must be above 0."),
         ({"backend": "mpi"}, "update.backend=mpi is not known; allowed are auto, gloo, nccl."),
         ({"ranks": "some"}, "update.ranks=some is not known; allowed are auto, local, attached."),
-        ({"weights": "mine"}, "update.weights=mine is not known; allowed are synthetic, safetensors."),
+        ({"weights": "mine"}, "update.weights=mine is not known; allowed are synthetic, safetensors, shards."),
+        (
+            {"weights_path": "/w"},
+            "update.weights_path=/w is not read with update.weights=synthetic; it is with safetensors or shards.",
+        ),
+        ({"save": "pickle"}, "update.save=pickle is not known; allowed are null, shards."),
         ({"weights": "safetensors"}, "update.weights=safetensors needs update.weights_path: the folder of the files."),
         ({"timeout_seconds": 0.0}, "update.timeout_seconds=0.0 is not possible: it must be above 0 and below 1e+06."),
         (
@@ -121,17 +130,26 @@ def test_key_holds_what_changes_the_result(monkeypatch: pytest.MonkeyPatch) -> N
     with_gpus(monkeypatch, 0)
     base = config()
     same = [config(timeout_seconds=5.0), config(backend="gloo"), config(ranks="local"), config(link_mib=16)]
+    same += [config(retries=7), config(journal="elsewhere")]
     same.append(replace(base, model=replace(base.model, name="other", layers=3)))
     assert all(other.key_config() == base.key_config() for other in same)
     different = [
         config(oversubscribe=True),
         config(link_mib=8),
+        config(executor="reference"),
+        config(staging_mib=64),
+        config(verify_before_commit=False),
+        config(save="shards"),
+        config(functional=True),
         replace(base, seed=1),
         replace(base, model=replace(base.model, scale=0.5)),
         replace(base, topology=Topology(nodes=4, gpus_per_node=2)),
     ]
     assert all(other.key_config() != base.key_config() for other in different)
     assert base.external_files() == {}
+    top_k = [replace(config(functional=on), model=replace(base.model, top_k=3)).key_config() for on in (False, True)]
+    assert top_k[0] == base.key_config()
+    assert top_k[1] != config(functional=True).key_config()
     on_cpus = base.key_config()
     with_gpus(monkeypatch, 8)
     assert base.key_config() != on_cpus  # the link is measured with another message
@@ -190,7 +208,7 @@ def test_first_host_of_a_slurm_list(nodes: str, host: str) -> None:
 
 def test_memory_is_asked_for_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     expert = sum(spec.nbytes for spec in SPECS)
-    needed = rank_bytes(SPECS, layers=10, slots_per_rank=100, link_mib=1, backend="gloo")
+    needed = rank_bytes(SPECS, layers=10, slots_per_rank=100, staging_bytes=100 * expert, link_mib=1, backend="gloo")
     assert needed > 11 * 100 * expert
     with_gpus(monkeypatch, 0)
     found = config().machine()

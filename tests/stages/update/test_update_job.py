@@ -39,6 +39,8 @@ def test_any_direct_plan_is_accepted_and_counted(maps: MapPair) -> None:
     assert job.received_bytes().sum() == job.sent_bytes().sum()
     again = Job.from_bytes(job.to_bytes())
     assert (again.ranks, again.direct, again.slots_per_rank) == (job.ranks, True, job.slots_per_rank)
+    assert again.folder == ""
+    assert Job.from_bytes(replace(job, folder="/some/where").to_bytes()).folder == "/some/where"
     assert np.array_equal(again.old, job.old)
     assert np.array_equal(again.new, job.new)
     assert all(np.array_equal(getattr(again.plan, name), getattr(plan, name)) for name in COLUMNS)

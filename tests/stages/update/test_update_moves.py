@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,16 @@ CASES = {
 }
 
 
+STAGED = {"reference": (None,), "pipelined": (2, 3, 40)}
+
+
+@pytest.mark.parametrize("executor", STAGED)
 @pytest.mark.parametrize("ranks", CASES)
-def test_every_slot_holds_its_expert(ranks: int, tmp_path: Path) -> None:
-    launch(run_cases, (CASES[ranks], tmp_path / "compared"), ranks)
-    filled = sum(int((m >= 0).sum()) for case in CASES[ranks] for m in maps_of(case, ranks))
+def test_every_slot_holds_its_expert(
+    ranks: int, executor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cases = [replace(case, staged=staged) for case in CASES[ranks] for staged in STAGED[executor]]
+    launch(run_cases, (cases, tmp_path / "compared"), ranks)
+    filled = sum(int((m >= 0).sum()) for case in cases for m in maps_of(case, ranks))
     assert int((tmp_path / "compared").read_text()) == filled * len(TENSORS)

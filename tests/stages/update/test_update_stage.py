@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from stages.placement import Placement, write_placement
 from stages.synthetic import truth
 from stages.transfers import write_transfers
 from stages.update import machine
-from stages.update.measured import Measured
+from stages.update.measured import TIMED, Measured
 from stages.update.stage import update
 from tests.stages.update.cases import TENSORS, Case, config_of, job_of
 
@@ -38,7 +39,13 @@ def test_what_an_update_leaves(tmp_path: Path, inputs: dict[str, Path]) -> None:
     folder.mkdir()
     result = update(config_of(CASE, RANKS), inputs, folder, lambda message, fraction: said.append((message, fraction)))
 
-    assert set(result.files) == {"execution.json", "checksums.parquet", "checksums.csv", "trace.json"}
+    assert set(result.files) == {
+        "execution.json",
+        "checksums.parquet",
+        "checksums.csv",
+        "trace.json",
+        "functional.json",
+    }
     assert {file.name for file in folder.iterdir()} == set(result.files)
     execution = read_execution(folder / "execution.json")
     assert execution.received_bytes == JOB.received_bytes().tolist()
@@ -61,7 +68,7 @@ def test_what_an_update_leaves(tmp_path: Path, inputs: dict[str, Path]) -> None:
     events = json.loads((folder / "trace.json").read_text())["traceEvents"]
     spans = [event for event in events if event["ph"] == "X"]
     assert {event["pid"] for event in events} == set(range(RANKS))
-    assert len(spans) == RANKS * (5 + CASE.layers)
+    assert len(spans) == RANKS * (len(TIMED) + CASE.layers)
     assert all(event["dur"] >= 0 and event["ts"] >= 0 for event in spans)
     layers = [event for event in spans if event["name"].startswith("layer") and event["pid"] == 2]
     (whole,) = [event for event in spans if event["name"] == "update" and event["pid"] == 2]
@@ -87,6 +94,17 @@ def test_too_little_memory_is_said_before_ranks_start(
         update(config_of(CASE, RANKS), inputs, tmp_path, lambda message, fraction: None)
 
 
+def test_too_little_disk_is_said_before_ranks_start(
+    tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(CASE, RANKS)
+    config = replace(config, update=replace(config.update, save="shards"))
+    needed = JOB.new.size * config.model.expert_bytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": needed - 1}))
+    with pytest.raises(BadInput, match=r"^update\.save=shards needs 0\.0 GB in .*, and 0\.0 GB are free there\.$"):
+        update(config, inputs, tmp_path, lambda message, fraction: None)
+
+
 def test_another_scale_than_the_plan_was_made_for(tmp_path: Path, inputs: dict[str, Path]) -> None:
     config = config_of(CASE, RANKS)
     config = replace(config, model=replace(config.model, scale=0.5))
@@ -97,7 +115,7 @@ def test_another_scale_than_the_plan_was_made_for(tmp_path: Path, inputs: dict[s
 def test_measured_survives_as_bytes() -> None:
     shapes = {
         "before": (2, 4, 3), "after": (2, 4, 3), "received": (2,), "sent": (2,), "staging": (2,), "seconds": (2,),
-        "layer_seconds": (2, 2), "spans": (2, 5, 2), "link_gb_per_s": (1,),
+        "spans": (2, 6, 2), "events": (2, 3, 4), "faults": (1, 8), "steps": (4,), "link_gb_per_s": (1,), "functional": (3,),
     }  # fmt: skip
     values = {name: np.arange(np.prod(shape)).reshape(shape) for name, shape in shapes.items()}
     again = Measured.from_bytes(Measured(**values).to_bytes())

@@ -15,6 +15,7 @@ from stages.contract import StageResult, silent
 from stages.errors import Corruption
 from stages.execution import Execution, write_execution
 from stages.expert_map import EMPTY
+from stages.functional import FunctionalProof, write_functional
 from stages.model import ModelSpec, TensorSpec
 from stages.placement import Placement, write_placement
 from stages.synthetic import fill
@@ -76,13 +77,24 @@ class World:
         return ChecksumTable(self.before, self.checksums(), self.old, self.new, names, self.ranks)
 
     def save(
-        self, folder: Path, *, table: ChecksumTable | None = None, weights: str = "synthetic"
+        self,
+        folder: Path,
+        *,
+        table: ChecksumTable | None = None,
+        weights: str = "synthetic",
+        proof: FunctionalProof | None = None,
     ) -> Mapping[str, Path]:
         """The input files of the verify stage."""
+        write_functional(folder, proof or FunctionalProof())
         write_placement(folder, Placement(self.new, self.old, self.experts))
         write_checksums(folder, table or self.table())
         write_execution(folder, execution(self.ranks, weights))
-        files = {"placement": paths.PLACEMENT, "checksums": paths.CHECKSUMS, "execution": paths.EXECUTION}
+        files = {
+            "placement": paths.PLACEMENT,
+            "checksums": paths.CHECKSUMS,
+            "execution": paths.EXECUTION,
+            "functional": paths.FUNCTIONAL,
+        }
         return {name: folder / file for name, file in files.items()}
 
 

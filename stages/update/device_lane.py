@@ -1,0 +1,254 @@
+"""Runs batches where GPUs do the work: everything is queued beforehand, and the host is never waited for.
+
+Batches go through three queues: on their way, checked, committed. A commit is one kernel that does nothing unless the
+batch's ballot, a number on the GPU, says that all ranks found the batch right; once one says no, so do those after it,
+and nothing more is committed until the next attempt. The first attempt is recorded as a CUDA graph
+while the program is made, and takes the host one launch. A later one is queued by the host, which reads ballots
+`WINDOW` batches late, so that all ranks queue the same batches.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from stages import checksum_kernel
+from stages.checksum import BLOCK, LENGTH
+from stages.errors import MoesaicError
+from stages.update import kernels
+from stages.update.garbage import no_garbage_collection
+from stages.update.lane import Commit, Fault, Hooks, faults_of
+from stages.update.program import Program
+from stages.update.staging import Staging
+from stages.update.stream_clock import StreamClock, stream
+from stages.update.tables import Addresses, CopyTables, commit_tables, hash_tables
+from stages.update.truth import Sums
+
+HASH_BYTES = 32768
+"""What one program hashes: little, since programs beside ones that write to another GPU are slow."""
+WINDOW = 8
+SIGNED_LENGTH = LENGTH - (1 << 64)
+OPEN = -1
+"""A ballot that has not been read off the GPU."""
+MISSED = 2
+"""From here on a ballot names the rank that did not come in time."""
+
+
+class Transport(Protocol):
+    """Carries batches into the receivers' staging, and ballots to all ranks."""
+
+    def begin(self, ahead: torch.cuda.Event) -> None:
+        """An attempt starts: everything that is queued from here on comes after `ahead`."""
+
+    def post(self, batch: int, clock: StreamClock) -> None:
+        """Queue what this rank sends and receives in a batch, on streams of its own."""
+
+    def arrived(self, batch: int, ballots: torch.Tensor) -> None:
+        """Have the current stream wait until all of the batch has arrived here."""
+
+    def vote(self, batch: int, ballots: torch.Tensor) -> None:
+        """Queue on the current stream: `ballots[batch]` is not 0 afterwards if it was 1 on any rank."""
+
+    def settled(self, batch: int, committed: torch.cuda.Event) -> None:
+        """This rank has committed the batch when `committed` has passed."""
+
+    def join(self) -> None:
+        """Have the current stream wait for everything that was queued."""
+
+    def warm_up(self) -> None:
+        """Do once what takes long the first time. All ranks call it."""
+
+
+class DeviceLane:
+    def __init__(
+        self,
+        program: Program,
+        slots: Sequence[Sequence[torch.Tensor]],
+        staging: Staging,
+        transport: Transport,
+        truth: Sums | None,
+        on_commit: Commit,
+        clock: StreamClock,
+        hooks: Hooks,
+        timeout_seconds: float,
+    ) -> None:
+        device = staging.data.device
+        at = Addresses.of(slots, staging)
+        self._program, self._staging, self._transport = program, staging, transport
+        self._on_commit, self._clock, self._hooks, self._timeout = on_commit, clock, hooks, timeout_seconds
+        self._writes = commit_tables(program.writes, at, staging, kernels.COPY_BYTES, device)
+        self._hashes = None
+        if truth is not None:
+            self._hashes = hash_tables(program.arrivals, at, staging, truth, HASH_BYTES, device)
+        self._checking, self._committing, self._reporting = stream(device, urgent=True), stream(device), stream(device)
+        self._ballots = torch.zeros(max(1, len(program)), dtype=torch.int32, device=device)
+        self._known = torch.zeros(max(1, len(program)), dtype=torch.int32, pin_memory=True)
+        self._known_ballots = self._known.numpy()
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._recorded = self._read = -1
+        self.faults: list[Fault] = []
+
+    def record(self, first: int) -> None:
+        """Compile all kernels, and record the attempt that starts at batch `first`. All ranks call it."""
+        if first == len(self._program):
+            return
+        launch_copies(self._writes, first, torch.ones_like(self._ballots))
+        if self._hashes is not None:
+            self._hash(first)
+        self._transport.warm_up()
+        self._clear()
+        with self._recording():
+            for batch in range(first, len(self._program)):
+                self._queue(batch)
+        self._recorded = first
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """What is queued within the block becomes the graph, ready to start."""
+        self._graph = torch.cuda.CUDAGraph(keep_graph=True)
+        with (
+            no_garbage_collection(),
+            torch.cuda.graph(self._graph, stream=self._checking, capture_error_mode="thread_local"),
+        ):
+            self._begin()
+            yield
+            self._transport.join()
+            self._checking.wait_stream(self._committing)
+            self._checking.wait_stream(self._reporting)
+        self._graph.instantiate()
+        upload(self._graph, self._checking)
+
+    def _replay(self) -> None:
+        assert self._graph is not None
+        with torch.cuda.stream(self._checking):
+            self._graph.replay()
+
+    def attempt(self, first: int) -> int:
+        self._read, self.faults = first, []
+        if self._recorded == first:
+            self._clock.start()
+            self._replay()
+            self._recorded, queued = -1, len(self._program)
+        else:
+            self._clear()
+            queued = self._queue_all(first)
+        if not self._read_until(queued):
+            torch.cuda.synchronize(self._staging.data.device)
+            dist.barrier()  # nobody sends again what another is still looking at
+        return self._read
+
+    def _clear(self) -> None:
+        """No batch is settled; the device is idle afterwards."""
+        self._known.fill_(OPEN)
+        self._ballots.zero_()
+        torch.cuda.synchronize(self._staging.data.device)
+
+    def _queue_all(self, first: int) -> int:
+        """Queue batches until one is known not to be committed; how many are queued, the same on all ranks."""
+        self._clock.restart()
+        with torch.cuda.stream(self._checking):
+            self._begin()
+            for batch in range(first, len(self._program)):
+                if batch - WINDOW >= first and not self._read_until(batch - WINDOW + 1):
+                    return batch
+                self._queue(batch)
+        return len(self._program)
+
+    def _begin(self) -> None:
+        ahead = self._checking.record_event()
+        self._committing.wait_event(ahead)
+        self._reporting.wait_event(ahead)
+        self._transport.begin(ahead)
+
+    def _queue(self, batch: int) -> None:
+        """One batch, from its first byte to its commit; the current stream is the one that checks."""
+        self._hooks.before_send(batch)
+        self._transport.post(batch, self._clock)
+        with self._clock("wait", batch):
+            self._transport.arrived(batch, self._ballots)
+        self._hooks.after_arrival(batch, self._staging)
+        if self._hashes is not None:
+            with self._clock("hash", batch):
+                self._hash(batch)
+            with self._clock("wait", batch):
+                self._transport.vote(batch, self._ballots)
+        self._committing.wait_event(self._checking.record_event())
+        with torch.cuda.stream(self._committing):
+            with self._clock("commit", batch):
+                launch_copies(self._writes, batch, self._ballots)
+            committed = self._committing.record_event()
+        self._transport.settled(batch, committed)
+        with torch.cuda.stream(self._reporting):
+            self._reporting.wait_event(committed)
+            self._known[batch : batch + 1].copy_(self._ballots[batch : batch + 1], non_blocking=True)
+
+    def _read_until(self, batch: int) -> bool:
+        """Wait for the ballots of the batches before `batch`; False if one says no."""
+        patience = time.monotonic() + self._timeout
+        while self._read < batch:
+            ballot = int(self._known_ballots[self._read])
+            if ballot == OPEN:
+                if time.monotonic() > patience:
+                    raise MoesaicError(f"batch {self._read} was not settled within {self._timeout:g} seconds")
+                time.sleep(0)
+                continue
+            if ballot >= MISSED:
+                raise MoesaicError(f"rank {ballot - MISSED} did not come to batch {self._read} in time")
+            if ballot:
+                self._find_faults(self._read)
+                return False
+            self._on_commit(self._read)
+            self._read += 1
+            patience = time.monotonic() + self._timeout
+        return True
+
+    def _hash(self, batch: int) -> None:
+        tables = self._hashes
+        assert tables is not None
+        start, stop = tables.work.of_batch(batch)
+        if start < stop:
+            checksum_kernel.hash_rows[(stop - start,)](
+                tables.work.items, start, tables.source, tables.nbytes, tables.columns, tables.factors, tables.sums,
+                ALIGNED=tables.aligned, BLOCKS=HASH_BYTES // BLOCK, num_warps=checksum_kernel.HASH_WARPS,
+            )  # fmt: skip
+        kernels.judge[(1,)](
+            tables.edges[batch], tables.edges[batch + 1], tables.sums, tables.nbytes, tables.truth, tables.found,
+            self._ballots, batch, SIGNED_LENGTH, WIDTH=256, num_warps=4,
+        )  # fmt: skip
+
+    def _find_faults(self, batch: int) -> None:
+        tables = self._hashes
+        if tables is None:
+            return
+        torch.cuda.synchronize(self._staging.data.device)
+        arrivals, count = self._program.arrivals.of(batch), len(self._staging.layout.nbytes)
+        part = slice(tables.edges[batch], tables.edges[batch + 1])
+        found, expected = (
+            values[part].cpu().numpy().view(np.uint64).reshape(-1, count) for values in (tables.found, tables.truth)
+        )
+        self.faults = faults_of(batch, arrivals, expected, found)
+
+
+def upload(graph: torch.cuda.CUDAGraph, on: torch.cuda.Stream) -> None:
+    """Bring the graph onto the GPU before it is started, which its first start would wait for."""
+    function = ctypes.CDLL("libcuda.so.1").cuGraphUpload
+    code = function(ctypes.c_void_p(graph.raw_cuda_graph_exec()), ctypes.c_void_p(on.cuda_stream))
+    if code:
+        raise MoesaicError(f"the recorded update cannot be brought onto the GPU: cuGraphUpload answers {code}")
+
+
+def launch_copies(tables: CopyTables, batch: int, ballots: torch.Tensor) -> None:
+    """Queue the copies of a batch, which are made unless `ballots[batch]` says no."""
+    start, stop = tables.work.of_batch(batch)
+    if start < stop:
+        kernels.copy_chains[(stop - start,)](
+            tables.work.items, start, ballots, batch, tables.begin, tables.target, tables.source, tables.nbytes, tables.circular,
+            WORD=tables.word, CHUNK=kernels.COPY_BYTES, BLOCK=kernels.COPY_BLOCK, num_warps=8,
+        )  # fmt: skip

@@ -1,0 +1,73 @@
+"""The journal of one rank: which batches of an update it has committed, in a file that survives its death.
+
+The file has its full size before the first byte of a weight moves, so that a full disk is found out then. It lies in a
+folder named by the digest of the job: only the same job, cut into the same batches, continues from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from stages.errors import MoesaicError
+
+HEADER_BYTES = 512
+COMMITTED = b"\1"
+
+
+def journal_file(folder: Path, rank: int) -> Path:
+    return folder / f"rank_{rank:05d}.journal"
+
+
+class Journal:
+    """Opened by its rank for an update of `batches` batches. `committed`: how many of them an earlier run committed."""
+
+    def __init__(self, folder: Path, rank: int, batches: int) -> None:
+        self.path = journal_file(folder, rank)
+        self.committed = committed_batches(self.path, batches)
+        self._batches = batches
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            os.posix_fallocate(self._file, 0, HEADER_BYTES + max(1, batches))
+            os.pwrite(self._file, json.dumps({"rank": rank, "batches": batches}).encode().ljust(HEADER_BYTES), 0)
+            os.pwrite(self._file, COMMITTED * self.committed + bytes(batches - self.committed), HEADER_BYTES)
+            os.fsync(self._file)
+        except OSError as error:
+            raise MoesaicError(
+                f"The journal {self.path} cannot be written ({error.strerror}): nothing was moved; make room there, or "
+                "choose another folder with update.journal."
+            ) from error
+
+    def commit(self, batch: int) -> None:
+        """Record that this rank has committed `batch`."""
+        os.pwrite(self._file, COMMITTED, HEADER_BYTES + batch)
+        self.committed = batch + 1
+
+    def rewind(self, committed: int) -> None:
+        """Keep the first `committed` batches alone: not every rank has committed more."""
+        os.pwrite(self._file, bytes(self._batches - committed), HEADER_BYTES + committed)
+        self.committed = committed
+
+    def close(self) -> None:
+        """Keep it only while there is something to go on with."""
+        os.close(self._file)
+        if self.committed == self._batches:
+            self.path.unlink(missing_ok=True)
+            with suppress(OSError):  # other ranks are not done yet
+                self.path.parent.rmdir()
+
+
+def committed_batches(path: Path, batches: int) -> int:
+    """How many batches the journal says are committed; 0 without a journal, or with one of another number of batches."""
+    try:
+        data = path.read_bytes()
+        header = json.loads(data[:HEADER_BYTES])
+    except (OSError, ValueError):
+        return 0
+    if header.get("batches") != batches:
+        return 0
+    flags = data[HEADER_BYTES : HEADER_BYTES + batches]
+    return len(flags) - len(flags.lstrip(COMMITTED))
