@@ -25,6 +25,12 @@ install-dev: .venv/installed-dev  ## … with what tests and checks need
 demo: install  ## the main job on real loads: 2 nodes × 4 GPUs as 8 ranks on this machine's CPU
 	$(BIN)/moesaic run
 
+demo-live: install  ## a small MoE that is trained here: its real loads, its real weights moved, its logits the same
+	$(PIP) --editable '.[transformers]'
+	test -f outputs/small_moe/model.safetensors || $(BIN)/python -m examples.train_small_moe outputs/small_moe
+	$(BIN)/moesaic run experiment=live hydra.run.dir=outputs/live
+	$(BIN)/python -m examples.logits_through_placement outputs/small_moe outputs/live
+
 test: install-dev  ## all tests that need no GPU
 	$(BIN)/pytest -n 2 --dist worksteal
 
