@@ -64,8 +64,10 @@ def _artifacts(store: Store, place: Run, run: Run) -> Outgoing:
         value = yaml.safe_load(config.read_text(encoding="utf-8"))
         model, topology = value["model"], value["topology"]
         return Outgoing(
-            placement.physical_to_logical_map,
+            placement.deployed,
             placement.experts,
-            ranks=int(topology["nodes"]) * int(topology["gpus_per_node"]),
+            ranks=int(topology["nodes"]) * int(topology["gpus_per_node"])
+            if placement.shape is None
+            else placement.shape[1],
             numbers=LayerNumbers(int(model["first_moe_layer"]), tuple(model["dense_layers"])),
         )

@@ -18,13 +18,15 @@ class Row:
     text: Callable[..., str]
 
 
-def _bytes(count: float) -> str:
+def bytes_text(count: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.4g} {unit}"
         count /= 1000
     return f"{count:.4g} TB"
 
+
+PARTS = ("pack", "network", "hash", "commit", "wait")
 
 ROWS = (
     Row("Tokens observed", "collect", ("tokens", "windows"), lambda t, w: f"{t:,.0f} in {w:,.0f} windows"),
@@ -33,14 +35,19 @@ ROWS = (
         "Balancedness after", "place", ("balancedness", "balancedness_worst_layer"),
         lambda b, w: f"{b:.4f}  (worst layer {w:.4f}; 1 is perfect)",
     ),
+    Row("Room left", "place", ("optimality_gap",), lambda g: f"at most {g:.2%} in any layer (proven)"),
     Row("On unseen windows", "place", ("balancedness_next_window",), lambda b: f"{b:.4f}"),
     Row("Slots that change GPU", "place", ("moved_slots",), lambda m: f"{m:,.0f}"),
-    Row("Bytes within nodes", "plan", ("same_node_bytes",), _bytes),
-    Row("Bytes across nodes", "plan", ("cross_node_bytes",), _bytes),
+    Row("Bytes within nodes", "plan", ("same_node_bytes",), bytes_text),
+    Row("Bytes across nodes", "plan", ("cross_node_bytes",), bytes_text),
     Row("Predicted time", "plan", ("predicted_seconds",), lambda s: f"{s:.3g} s"),
     Row(
         "Update time", "update", ("update_seconds", "effective_gb_per_s", "link_gb_per_s"),
         lambda s, e, l: f"{s:.3g} s  ({e:.3g} GB/s into the busiest rank; the link alone {l:.3g} GB/s)",
+    ),
+    Row(
+        "Parts, overlapping", "update", tuple(f"{part}_seconds" for part in PARTS),
+        lambda *parts: ", ".join(f"{part} {s * 1e3:.3g} ms" for part, s in zip(PARTS, parts, strict=True)),
     ),
     Row(
         "Checksums", "verify", ("checksums_compared", "mismatches"),

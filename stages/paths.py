@@ -25,6 +25,8 @@ SHARDS = "shards"
 FUNCTIONAL = "functional.json"
 VERDICT = "verdict.json"
 MISMATCHES_PREVIEW = "mismatches.csv"
+REPLAY = "replay.parquet"
+REPLAY_PREVIEW = "replay.csv"
 
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"

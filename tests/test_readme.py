@@ -56,6 +56,8 @@ def test_a_command_runs_as_written(command: str, store_file: Path, capsys: pytes
     (here / "my_dumps").mkdir()
     count = np.random.default_rng(0).integers(0, 50, (150, 2, 16))
     write_stat(here / "my_dumps" / "expert_distribution_recorder_1764000000.5.pt", count)
+    if "--config-dir" in command:  # what it takes from there, the command before it makes
+        assert main(shlex.split(COMMANDS[COMMANDS.index(command) - 1])[1:]) == 0
     assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
 
 

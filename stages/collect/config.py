@@ -40,6 +40,7 @@ class CollectOptions:
                   rows say)
     distribution: of the popularity of synthetic experts: lognormal (`sigma`) or zipf (`exponent`)
     windows, tokens: how many synthetic windows, and tokens in each (every one goes to `model.top_k` experts)
+    tokens_per_second: how fast the deployment is where all its GPUs have the same to do, for `replay`
     drift:        how much the popularity moves from window to window: 0 not at all, 1 to wherever
     model, text:  the folder of a Hugging Face model, and the text files that it reads
     batch, length: sequences in a batch (one batch is a row), and tokens in each
@@ -65,6 +66,7 @@ class CollectOptions:
     windows: int = 8
     tokens: int = 8192
     drift: float = 0.1
+    tokens_per_second: float | None = None
     model: str | None = None
     text: Any = None
     batch: int = 8
@@ -92,6 +94,8 @@ class CollectOptions:
             value = getattr(self, key)
             if not 0 <= value < float("inf"):
                 raise BadInput(f"collect.{key}={value} is not possible: it must be a finite number of at least 0.")
+        if self.tokens_per_second is not None and not 0 < self.tokens_per_second < float("inf"):
+            raise BadInput(f"collect.tokens_per_second={self.tokens_per_second} is not possible: it must be above 0.")
         for key in ("seconds", "timeout"):
             value = getattr(self, key)
             if value is not None and not 0 < value < float("inf"):

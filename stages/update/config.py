@@ -36,8 +36,9 @@ class UpdateOptions:
     transport:       what carries them between GPUs of one host: `nccl`, or `peer`, by copies into the other's memory
     staging_mib:     memory a rank may take beside its weights, send packing included
     verify_before_commit: hash what has arrived, and overwrite a slot only if all ranks found it right
+    layers_per_step: so many layers are done before the next ones begin, so that a model waits for short moments; null: all
     retries:         how often a batch that arrived wrong is sent again
-    journal:         folder for what each rank has committed, from which the same job continues after a failure
+    journal:         folder for what each rank has committed, from which the same job continues after a failure; null: none
     backend:         `auto` takes NCCL where there is a GPU for every rank, gloo otherwise
     ranks:           `local` ranks are started on this host, `attached` ones were started by torchrun or Slurm
     weights:         where the weights come from: the generator, or files
@@ -53,8 +54,9 @@ class UpdateOptions:
     transport: str = "auto"
     staging_mib: float = 1024
     verify_before_commit: bool = True
+    layers_per_step: int | None = None
     retries: int = 2
-    journal: str = "outputs/journal"
+    journal: str | None = "outputs/journal"
     backend: str = "auto"
     ranks: str = "auto"
     weights: str = "synthetic"
@@ -85,6 +87,8 @@ class UpdateOptions:
             raise BadInput(
                 f"update.timeout_seconds={self.timeout_seconds} is not possible: it must be above 0 and below {MAX_TIMEOUT_SECONDS:g}."
             )
+        if self.layers_per_step is not None and self.layers_per_step < 1:
+            raise BadInput(f"update.layers_per_step={self.layers_per_step} is not possible: it must be at least 1.")
         if self.retries < 0:
             raise BadInput(f"update.retries={self.retries} must not be negative.")
         if not self.staging_mib > 0:
@@ -143,8 +147,10 @@ class UpdateStageConfig:
         """How the ranks use `update.staging_mib`, where none receives more than `most` experts."""
         return budget(self.staging_layout, self.update.staging_mib, packs=transport != "peer", most=most)
 
-    def journal_folder(self, digest: str) -> Path:
+    def journal_folder(self, digest: str) -> Path | None:
         """Where the ranks keep the journals of the job `digest` with this config."""
+        if self.update.journal is None:
+            return None
         facts = [self.key_config(), digest]
         name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
         return Path(self.update.journal).expanduser() / name
@@ -160,6 +166,7 @@ class UpdateStageConfig:
                 "transport": options.transport,
                 "staging_mib": options.staging_mib,
                 "verify_before_commit": options.verify_before_commit,
+                "layers_per_step": options.layers_per_step,
                 "weights": options.weights,
                 "save": options.save,
                 "functional": options.functional,

@@ -93,21 +93,57 @@ class DeviceLane:
         self._known_ballots = self._known.numpy()
         self._graph: torch.cuda.CUDAGraph | None = None
         self._recorded = self._read = -1
+        self._compiled = False
         self.faults: list[Fault] = []
 
-    def record(self, first: int) -> None:
-        """Compile all kernels, and record the attempt that starts at batch `first`. All ranks call it."""
+    def get_ready(self, first: int) -> None:
+        """Compile all kernels, and record the attempt that starts at batch `first`."""
         if first == len(self._program):
             return
-        launch_copies(self._writes, first, torch.ones_like(self._ballots))
-        if self._hashes is not None:
-            self._hash(first)
-        self._transport.warm_up()
-        self._clear()
+        self._compile(first)
         with self._recording():
             for batch in range(first, len(self._program)):
                 self._queue(batch)
         self._recorded = first
+
+    def _compile(self, batch: int) -> None:
+        launch_copies(self._writes, batch, torch.ones_like(self._ballots))
+        if self._hashes is not None:
+            self._hash(batch)
+        self._transport.warm_up()
+        self._clear()
+        self._compiled = True
+
+    def stage(self, batch: int) -> None:
+        if not self._compiled:
+            self._compile(batch)
+            with torch.cuda.stream(self._checking):
+                self._begin()
+        self.faults = []
+        with torch.cuda.stream(self._checking):
+            self._check(batch)
+            self._known[batch : batch + 1].copy_(self._ballots[batch : batch + 1], non_blocking=True)
+
+    def staged(self, batch: int) -> bool:
+        return int(self._known_ballots[batch]) != OPEN
+
+    def commit(self, batch: int) -> bool:
+        """The current stream waits for the commit alone, not for what is on its way."""
+        self._read = batch
+        current = torch.cuda.current_stream()
+        if not self._read_until(batch + 1):
+            dist.barrier()
+            self._clear()
+            with torch.cuda.stream(self._checking):
+                self._begin()
+            return False
+        self._committing.wait_stream(current)
+        self._commit(batch)
+        current.wait_stream(self._committing)
+        return True
+
+    def drain(self) -> None:
+        torch.cuda.synchronize(self._staging.data.device)
 
     @contextmanager
     def _recording(self) -> Iterator[None]:
@@ -169,6 +205,15 @@ class DeviceLane:
 
     def _queue(self, batch: int) -> None:
         """One batch, from its first byte to its commit; the current stream is the one that checks."""
+        self._check(batch)
+        self._committing.wait_event(self._checking.record_event())
+        committed = self._commit(batch)
+        with torch.cuda.stream(self._reporting):
+            self._reporting.wait_event(committed)
+            self._known[batch : batch + 1].copy_(self._ballots[batch : batch + 1], non_blocking=True)
+
+    def _check(self, batch: int) -> None:
+        """From the first byte to the ballot."""
         self._hooks.before_send(batch)
         self._transport.post(batch, self._clock)
         with self._clock("wait", batch):
@@ -179,15 +224,14 @@ class DeviceLane:
                 self._hash(batch)
             with self._clock("wait", batch):
                 self._transport.vote(batch, self._ballots)
-        self._committing.wait_event(self._checking.record_event())
+
+    def _commit(self, batch: int) -> torch.cuda.Event:
         with torch.cuda.stream(self._committing):
             with self._clock("commit", batch):
                 launch_copies(self._writes, batch, self._ballots)
             committed = self._committing.record_event()
         self._transport.settled(batch, committed)
-        with torch.cuda.stream(self._reporting):
-            self._reporting.wait_event(committed)
-            self._known[batch : batch + 1].copy_(self._ballots[batch : batch + 1], non_blocking=True)
+        return committed
 
     def _read_until(self, batch: int) -> bool:
         """Wait for the ballots of the batches before `batch`; False if one says no."""

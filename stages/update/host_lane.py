@@ -40,6 +40,19 @@ class HostLane:
         self._committed = 0
         self.faults: list[Fault] = []
 
+    def get_ready(self, first: int) -> None:
+        """Nothing takes longer the first time."""
+
+    def stage(self, batch: int) -> None:
+        self.faults = []
+        self._post(batch)
+
+    def staged(self, batch: int) -> bool:
+        return all(work.is_completed() for work in self._works[batch])
+
+    def commit(self, batch: int) -> bool:
+        return self._settle(batch)
+
     def attempt(self, first: int) -> int:
         self._committed = first
         self.faults = []
@@ -50,9 +63,12 @@ class HostLane:
                 posted += 1
             if not self._settle(batch):
                 break
+        self.drain()
+        return self._committed
+
+    def drain(self) -> None:
         for batch in sorted(self._works):
             self._arrive(batch)
-        return self._committed
 
     def _post(self, batch: int) -> None:
         with self._spans("pack", batch):

@@ -60,6 +60,21 @@ class Journal:
                 self.path.parent.rmdir()
 
 
+class NoJournal:
+    """In place of a journal where nothing survives its rank: the process that holds the weights knows what it did."""
+
+    committed = 0
+
+    def commit(self, batch: int) -> None:
+        """Nothing to record."""
+
+    def rewind(self, committed: int) -> None:
+        """Nothing to forget."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
 def committed_batches(path: Path, batches: int) -> int:
     """How many batches the journal says are committed; 0 without a journal, or with one of another number of batches."""
     try:

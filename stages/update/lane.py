@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from enum import IntEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from stages.update.program import Arrivals
 from stages.update.staging import Staging
-from stages.update.truth import Sums
+
+if TYPE_CHECKING:
+    from stages.update.program import Arrivals
+    from stages.update.truth import Sums
 
 Commit = Callable[[int], None]
 """Called with each batch that this rank has committed, in order."""
@@ -89,8 +91,26 @@ class Spans:
 
 
 class Lane(Protocol):
+    """Runs many batches in one attempt, or one batch at a time, which others do something between."""
+
     faults: list[Fault]
     """What arrived wrong in the batch at which the last attempt ended."""
 
+    def get_ready(self, first: int) -> None:
+        """Do beforehand what can be done of the attempt that starts at batch `first`. All ranks call it."""
+
+    def stage(self, batch: int) -> None:
+        """Start to send, receive and check one batch, and return."""
+
+    def staged(self, batch: int) -> bool:
+        """Has a batch arrived and been checked, so that its commit waits for nobody?"""
+
+    def commit(self, batch: int) -> bool:
+        """Commit a batch that is staged, when all ranks have found it right; False if they have not."""
+
+    def drain(self) -> None:
+        """Wait for what is on its way."""
+
     def attempt(self, first: int) -> int:
-        """Run the batches from `first` on, all before being committed, until one is not; how many are committed then."""
+        """Run the batches from `first` on, all before being committed, until one is not; how many are committed, and done
+        with on the device, then."""

@@ -42,12 +42,12 @@ def transport_of(rank: Rank, options: UpdateOptions) -> str:
 
 
 def assemble(
-    rank: Rank, way: str, config: UpdateStageConfig, program: Program, slots: Slots, spent: Budget, first: int,
+    rank: Rank, way: str, config: UpdateStageConfig, program: Program, slots: Slots, spent: Budget,
     truth: Sums | None, on_commit: Commit, origin: float, hooks: Hooks,
 ) -> Machinery:  # fmt: skip
     if rank.device.type == "cpu":
         return _on_host(config, program, slots, spent, truth, on_commit, origin, hooks)
-    return _on_device(rank, way, config, program, slots, spent, first, truth, on_commit, origin, hooks)
+    return _on_device(rank, way, config, program, slots, spent, truth, on_commit, origin, hooks)
 
 
 def _on_host(
@@ -70,7 +70,7 @@ def _split(config: UpdateStageConfig, spent: Budget, data: torch.Tensor) -> tupl
 
 
 def _on_device(
-    rank: Rank, way: str, config: UpdateStageConfig, program: Program, slots: Slots, spent: Budget, first: int,
+    rank: Rank, way: str, config: UpdateStageConfig, program: Program, slots: Slots, spent: Budget,
     truth: Sums | None, on_commit: Commit, origin: float, hooks: Hooks,
 ) -> Machinery:  # fmt: skip
     from stages.update.device_lane import DeviceLane, Transport
@@ -94,5 +94,4 @@ def _on_device(
         carrier = nccl = NcclTransport(network, program.after.tolist(), vote_group(rank), rank.device)
         traffic, close = network.traffic, nccl.close
     lane = DeviceLane(program, slots, staging, carrier, truth, on_commit, clock, hooks, timeout)
-    lane.record(first)
     return Machinery(lane, staging, clock.events, lambda: traffic, close)

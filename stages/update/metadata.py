@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from stages.errors import BadInput
@@ -51,11 +53,11 @@ class ExpertLocationMetadata:
                 f"{list(new.physical_to_logical_map.shape)} in the new metadata; it must agree."
             )
 
-    def update(self, new: ExpertLocationMetadata, layer_ids: Iterable[int]) -> None:
-        """Take over the rows `layer_ids` of `new`, in the tensor that is there."""
-        self.check_successor(new)
-        for layer_id in layer_ids:
-            self.physical_to_logical_map[layer_id].copy_(new.physical_to_logical_map[layer_id])
+    def take(self, maps: npt.NDArray[np.int64], layer_ids: Sequence[int]) -> None:
+        """Take over `maps` `[n, P]` as the rows `layer_ids` `[n]`, in the tensor that is there."""
+        rows = torch.from_numpy(maps).to(self.physical_to_logical_map)
+        for layer_id, row in zip(layer_ids, rows, strict=True):
+            self.physical_to_logical_map[layer_id].copy_(row)
 
 
 _current: ExpertLocationMetadata | None = None

@@ -13,21 +13,23 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from stages.batches import Batches, cut, parked, reached
+from stages.transfers import Ints
 from stages.update.config import UpdateStageConfig
 from stages.update.garbage import no_garbage_collection
 from stages.update.job import Job
-from stages.update.journal import Journal
+from stages.update.journal import Journal, NoJournal
 from stages.update.lane import NO_HOOKS, Fault, Hooks, Lane
 from stages.update.machinery import assemble, transport_of
 from stages.update.moved import Moved
 from stages.update.program import compile_program
 from stages.update.progress_board import Phase
 from stages.update.rank import Rank
-from stages.update.staging import Staging, as_bytes
+from stages.update.staging import Budget, Staging, as_bytes
 from stages.update.truth import Sums
 from stages.update.weights import Weights, fill, fill_expert
 
@@ -72,13 +74,11 @@ def prepare(
     options = config.update
     way = transport_of(rank, options)
     spent = config.staging_budget(way, job.most_arrivals())
-    batches = cut(
-        job.plan, job.layers, job.slots, job.ranks,
-        rows=spent.rows, at_once=spent.at_once, at_least=spent.at_least, sends_at_once=spent.packed,
-    )  # fmt: skip
+    batches = batches_of(job, spent, steps_of(job.layers, options.layers_per_step))
     program = compile_program(job.plan, batches, rank.rank, job.slots_per_rank)
     slots = [as_bytes(tensors) for tensors in weights]
-    journal = Journal(config.journal_folder(job.digest(spent)), rank.rank, len(program))
+    folder = config.journal_folder(job.digest(spent))
+    journal = NoJournal() if folder is None else Journal(folder, rank.rank, len(program))
     first = _common(rank, journal.committed)
     journal.rewind(first)
 
@@ -87,7 +87,8 @@ def prepare(
         rank.report(Phase.batch, batch + 1)
 
     checks = truth if options.verify_before_commit else None
-    machinery = assemble(rank, way, config, program, slots, spent, first, checks, on_commit, origin, hooks)
+    machinery = assemble(rank, way, config, program, slots, spent, checks, on_commit, origin, hooks)
+    machinery.lane.get_ready(first)
     if first:
         _rebuild(rank, config, job, batches, first, weights, machinery.staging)
 
@@ -97,8 +98,8 @@ def prepare(
             rank.barrier()
             begin = time.perf_counter()
             outcome = run_batches(machinery.lane, len(program), first, options.retries)
-            rank.synchronize()
             seconds = time.perf_counter() - begin
+        rank.synchronize()
         journal.close()
         traffic, events = machinery.traffic(), machinery.events()
         machinery.close()
@@ -117,6 +118,20 @@ def prepare(
         )
 
     return run
+
+
+def steps_of(layers: int, layers_per_step: int | None) -> Ints:
+    """[L]: the step that each layer belongs to."""
+    return np.arange(layers) // (layers_per_step or layers)
+
+
+def batches_of(job: Job, spent: Budget, steps: Ints) -> Batches:
+    """How all ranks cut the job's plan."""
+    return cut(
+        job.plan, job.layers, job.slots, job.ranks,
+        rows=spent.rows, at_once=spent.at_once, at_least=spent.at_least, sends_at_once=spent.packed,
+        steps=steps,
+    )  # fmt: skip
 
 
 def _common(rank: Rank, committed: int) -> int:

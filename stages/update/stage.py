@@ -16,7 +16,6 @@ from stages.functional import write_functional
 from stages.update import attached
 from stages.update.config import UpdateStageConfig
 from stages.update.job import Job, read_job
-from stages.update.lane import Fault
 from stages.update.launch import launch, start_server
 from stages.update.machine import Machine
 from stages.update.measured import Measured
@@ -24,6 +23,7 @@ from stages.update.memory import check_memory, rank_bytes
 from stages.update.picture import timeline
 from stages.update.progress_board import DOING, STEPS, OnReport, Phase
 from stages.update.save import check_disk, check_own_folder, finish_shards
+from stages.update.stopped import why_stopped
 from stages.update.trace import write_trace
 
 
@@ -33,7 +33,8 @@ def update(config: UpdateStageConfig, inputs: Mapping[str, Path], folder: Path, 
     if machine.seat is None:
         start_server()  # it imports torch while this process reads its inputs
     topology = config.topology
-    job = read_job(inputs, topology.ranks, topology.gpus_per_node, config.model.expert_bytes)
+    from_files = config.weight_source is not None
+    job = read_job(inputs, topology.ranks, topology.gpus_per_node, config.model.expert_bytes, from_files=from_files)
     job = replace(job, folder=str(folder.absolute()))
     link_mib = config.link_mib(machine.backend)
     config.check_weights(job.layers, job.experts)
@@ -74,6 +75,8 @@ def _run_local(config: UpdateStageConfig, job: Job, machine: Machine, on_report:
 
 
 def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Measured, folder: Path) -> StageResult:
+    from stages.update.foretold import beside
+
     first, committed, batches, resent = measured.steps.tolist()
     execution = Execution(
         executor=config.update.executor,
@@ -88,6 +91,7 @@ def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Mea
         sent_bytes=measured.sent.tolist(),
         link_gb_per_s=float(measured.link_gb_per_s[0]),
         staging_bytes=int(measured.staging.max()),
+        peak_bytes=int(measured.peak.max()),
         checksum_seconds=measured.checksum_seconds(),
         rank_seconds=measured.seconds.tolist(),
         layer_seconds=measured.event_seconds("layer").max(axis=0).tolist(),
@@ -109,7 +113,7 @@ def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Mea
         *finish_shards(config, job, folder),
     )
     metrics = (
-        "update_seconds", "moved_bytes", "effective_gb_per_s", "link_gb_per_s", "link_efficiency", "staging_bytes",
+        "update_seconds", "moved_bytes", "effective_gb_per_s", "link_gb_per_s", "link_efficiency", "staging_bytes", "peak_bytes",
     )  # fmt: skip
     result = StageResult(
         files=files,
@@ -128,25 +132,13 @@ def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Mea
             "nccl": execution.nccl or "none",
             "weights": execution.weights,
         },
-        note=_note(config, execution, job),
+        note=_note(config, execution, job) + beside(config, job, machine.transport, execution.update_seconds),
     )
     if not measured.complete:
-        raise Corruption(stopped(config, measured), result)
+        tries, layer_ids = config.update.retries + 1, range(job.layers)
+        why = why_stopped(measured.faults, names, layer_ids, tries, committed, batches)
+        raise Corruption(f"{why}: the same command goes on from there.", result)
     return result
-
-
-def stopped(config: UpdateStageConfig, measured: Measured) -> str:
-    """Why the update stopped before its end, and how far it has come, in one sentence."""
-    _, committed, batches, _ = measured.steps.tolist()
-    found = [(int(rank), Fault.of(fault)) for rank, *fault in measured.faults if rank >= 0]
-    rank, fault = found[0]
-    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-    return (
-        f"Expert {fault.expert} of layer {fault.layer} arrived wrong at rank {rank} from rank {fault.sender} each time it was "
-        f"sent ({config.update.retries + 1} times): tensor {config.model.tensors[fault.tensor].name} should be "
-        f"{fault.expected:016x}, found {fault.found:016x}{more}; nothing wrong was committed, and {committed} of "
-        f"{batches} batches are: the same command goes on from there."
-    )
 
 
 def _note(config: UpdateStageConfig, execution: Execution, job: Job) -> str:
@@ -162,6 +154,7 @@ def _note(config: UpdateStageConfig, execution: Execution, job: Job) -> str:
         f"| link, measured in the same run | {execution.link_gb_per_s:.2f} GB/s |\n"
         f"| share of the link | {execution.link_efficiency:.1%} |\n"
         f"| staging a rank | {execution.staging_bytes:,} bytes |\n"
+        f"| memory beside the weights at most, measured | {execution.peak_bytes:,} bytes |\n"
         f"| hashing before and after | {execution.checksum_seconds * 1e3:.1f} ms |\n\n"
         f"`{paths.TRACE}` shows every rank and layer over time; open it in [Perfetto](https://ui.perfetto.dev).\n"
     )

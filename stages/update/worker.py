@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from stages.errors import MoesaicError
+from stages.expert_map import EMPTY
 from stages.functional import FunctionalProof, to_json
 from stages.update import pipelined, reference
 from stages.update.config import UpdateStageConfig
@@ -23,11 +24,13 @@ from stages.update.measured import Measured
 from stages.update.moved import EVENTS, Moved
 from stages.update.nccl_memory import registrable
 from stages.update.outputs import Outputs
+from stages.update.peak import Peak
 from stages.update.progress_board import Phase
 from stages.update.rank import Rank
 from stages.update.save import save_shard
+from stages.update.stopped import all_faults
 from stages.update.truth import agreed_truth
-from stages.update.weights import allocate, check_filled, checksums, fill
+from stages.update.weights import allocate, check_filled, checksums, fill, fill_slots
 
 
 def update_rank(rank: Rank, config: UpdateStageConfig, job: Job, hooks: Hooks = NO_HOOKS) -> Measured:
@@ -55,6 +58,7 @@ def update_rank(rank: Rank, config: UpdateStageConfig, job: Job, hooks: Hooks = 
     names = [spec.name for spec in specs]
     all_before = _all_slots(rank, before)
     truth = agreed_truth(all_before, job.old, job.experts, names, job.ranks)
+    peak = Peak(rank.device)
     with spans(Phase.compile):
         if config.update.executor == "reference":
             run = reference.prepare(rank, config, job, weights, spans.start)
@@ -62,7 +66,10 @@ def update_rank(rank: Rank, config: UpdateStageConfig, job: Job, hooks: Hooks = 
             run = pipelined.prepare(rank, config, job, weights, truth, spans.start, hooks)
     with spans(Phase.update):
         moved = run()
+    peak_bytes = peak.nbytes()
     _check_bytes(rank, job, moved)
+    if moved.committed == moved.batches:
+        fill_slots(weights, config, np.where(job.unheld, job.new, EMPTY)[:, own])
     with spans(Phase.checksum_after):
         after = checksums(weights)
     proof, complete = FunctionalProof(), moved.committed == moved.batches
@@ -74,21 +81,21 @@ def update_rank(rank: Rank, config: UpdateStageConfig, job: Job, hooks: Hooks = 
         save_shard(config, job, rank.rank, weights, after)
     rank.report(Phase.done)
 
-    numbers = torch.tensor([moved.received_bytes, moved.sent_bytes, moved.staging_bytes, moved.committed])
-    received, sent, staging, committed = rank.gather(numbers).numpy().T
+    numbers = torch.tensor([moved.received_bytes, moved.sent_bytes, moved.staging_bytes, peak_bytes, moved.committed])
+    received, sent, staging, peaks, committed = rank.gather(numbers).numpy().T
     seconds = rank.gather(torch.tensor([moved.seconds], dtype=torch.float64)).numpy()
     events = [(EVENTS.index(what), *event) for what, *event in moved.events]
-    faults = [(rank.rank, *fault.numbers()) for fault in moved.faults]
     return Measured(
         before=all_before,
         after=_all_slots(rank, after),
         received=received,
         sent=sent,
         staging=staging,
+        peak=peaks,
         seconds=seconds[:, 0],
         spans=rank.gather(torch.tensor(spans.found, dtype=torch.float64)).numpy(),
         events=rank.gather_rows(np.array(events, dtype=np.float64).reshape(-1, 4)),
-        faults=np.concatenate(list(rank.gather_rows(np.array(faults, dtype=np.int64).reshape(-1, 8)))),
+        faults=all_faults(rank, moved.faults),
         steps=np.array([moved.first, committed.min(), moved.batches, moved.resent]),
         link_gb_per_s=np.array([link]),
         functional=np.frombuffer(to_json(proof), dtype=np.uint8),

@@ -35,6 +35,7 @@ def test_every_choice_composes_into_its_stages(option: str, tmp_path: Path) -> N
     table.write_text("layer,expert,count\n0,0,1\n")
     needs = [key for key in NEEDED.get(option, []) if key != "collect.path"]
     extra = [*needs, *([f"collect.path={table}"] if "collect.path" in NEEDED.get(option, []) else [])]
+    extra += ["experiment=replay"] if option.startswith("replay=") else []  # which brings that group
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", [option, *extra])
     _, specs = check(config)

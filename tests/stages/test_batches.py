@@ -128,6 +128,15 @@ def test_what_one_rank_sends_at_once_is_bounded() -> None:
     assert len(cut(plan, 1, 4, 2, rows=4, at_once=2, sends_at_once=1)) == 2
 
 
+def test_layers_of_one_step_are_done_before_the_next_begin() -> None:
+    old, new = contiguous_map(5, 4, 4), np.tile([2, 3, 0, 1], (5, 1))
+    plan = direct_transfers(old, new, 2, 2, 1)
+    batches = cut(plan, 5, 4, 2, rows=16, at_once=8, steps=np.arange(5) // 2)
+    assert [sorted(set(plan.layer[batches.stage == b].tolist())) for b in range(len(batches))] == [[0, 1], [2, 3], [4]]
+    assert batches.after.tolist() == [-1, 0, 1]
+    assert np.array_equal(play(plan, old, 2, batches, 16), new)
+
+
 def test_copies_within_ranks_alone_need_one_batch_and_nothing_to_do_none() -> None:
     old, new = np.array([[0, 1, 2, 3]]), np.array([[1, 0, 3, 2]])
     assert cut(direct_transfers(old, new, 2, 2, 1), 1, 4, 2, rows=2, at_once=1).commit.tolist() == [0] * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from datetime import timedelta
@@ -22,6 +23,8 @@ from stages.update import (
     set_global_expert_location_metadata,
     update_expert_weights_single_layer,
 )
+from stages.update.config import UpdateOptions
+from stages.update.staging import MIB, Layout
 from tests.stages.direct_reference import GoldenCase
 
 DTYPES = {
@@ -159,6 +162,39 @@ def check_op_infos(line: str, ops: list[list]) -> None:
     assert experts == sorted(set(experts))
 
 
+def run_in_the_background(
+    rank: int, world_size: int, folder: str, maps: list[ExpertMap], staged: int, verify: bool
+) -> None:
+    """Go through `maps` in calls that each commit what the one before has staged; after each call the metadata is right.
+
+    The last map but one is given up half way: the next call goes on to the last.
+    """
+    join(rank, world_size, folder)
+    slots_per_rank = maps[0].shape[1] // world_size
+    held = torch.from_numpy(maps[0].copy())
+    set_global_expert_location_metadata(ExpertLocationMetadata(held, world_size))
+    weights = {layer: weights_of(maps[0][layer].tolist(), rank, slots_per_rank, layer) for layer in range(len(held))}
+    layout = Layout.of([math.prod(shape) * dtype.itemsize for shape, dtype in DTYPES.items()])
+    options = UpdateOptions(
+        journal=None, staging_mib=(staged + 0.5) * layout.row_bytes / MIB, verify_before_commit=verify
+    )
+    updater = ExpertLocationUpdater(options=options, background=True)
+    calls = []
+    for number, new in enumerate(maps[1:]):
+        calls.append(0)
+        while True:
+            updater.update(weights, ExpertLocationMetadata(torch.from_numpy(new), world_size), 1, rank)
+            calls[-1] += 1
+            for layer in weights:
+                assert_slots_hold(weights[layer], held[layer].tolist(), rank, slots_per_rank, layer)
+                assert set(maps[0][layer].tolist()) <= {*held[layer].tolist(), EMPTY}, "an expert is nowhere"
+            if not updater.pending or (number == len(maps) - 3 and calls[-1] == 2):
+                break
+    assert np.array_equal(held.numpy(), maps[-1])
+    assert max(calls) > 2
+    dist.destroy_process_group()
+
+
 def run_updater(
     rank: int, world_size: int, folder: str, maps: list[ExpertMap], layer_ids: list[int], nnodes: int
 ) -> None:
@@ -180,4 +216,22 @@ def run_updater(
         for layer in layer_ids:
             assert_slots_hold(weights[layer], new[layer].tolist(), rank, slots_per_rank, layer)
     assert len(log.messages) == (len(maps) - 1) * len(layer_ids)
+    dist.destroy_process_group()
+
+
+def run_some_layers(rank: int, world_size: int, folder: str, maps: list[ExpertMap]) -> None:
+    """Layers 2 and 0, then the others; those that were not asked for stay as they are."""
+    join(rank, world_size, folder)
+    slots_per_rank = maps[0].shape[1] // world_size
+    held = torch.from_numpy(maps[0].copy())
+    set_global_expert_location_metadata(ExpertLocationMetadata(held, world_size))
+    weights = {layer: weights_of(maps[0][layer].tolist(), rank, slots_per_rank, layer) for layer in range(len(held))}
+    target = ExpertLocationMetadata(torch.from_numpy(maps[1]), world_size)
+    updater = ExpertLocationUpdater()
+    for asked, done in (([2, 0], [0, 2]), ([1, 3], [0, 1, 2, 3])):
+        updater.update(weights, target, 1, rank, update_layer_ids=asked)
+        for layer in weights:
+            expected = maps[layer in done][layer].tolist()
+            assert held[layer].tolist() == expected
+            assert_slots_hold(weights[layer], expected, rank, slots_per_rank, layer)
     dist.destroy_process_group()

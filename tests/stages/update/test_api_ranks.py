@@ -12,7 +12,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from stages.expert_map import EMPTY, ExpertMap
 from tests.stages.direct_reference import golden_cases
-from tests.stages.update.engine_ranks import run_golden_cases, run_updater
+from tests.stages.update.engine_ranks import run_golden_cases, run_in_the_background, run_some_layers, run_updater
 
 
 def start_ranks(function: Callable[..., None], world_size: int, *arguments: object) -> None:
@@ -40,3 +40,17 @@ def test_updater_goes_from_map_to_map(tmp_path: Path) -> None:
     maps = [random_map() for _ in range(4)]
     maps.append(maps[-1].copy())
     start_ranks(run_updater, 3, str(tmp_path), maps, [1, 2, 4, 5], 3)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_layers_move_in_the_background_and_the_metadata_is_right_after_each_call(verify: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    first = np.hstack([np.tile(np.arange(9), (5, 1)), rng.integers(0, 9, (5, 3))])
+    maps = [rng.permuted(first, axis=1) for _ in range(4)]
+    start_ranks(run_in_the_background, 3, str(tmp_path), maps, 8, verify)
+
+
+def test_some_layers_at_a_time(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    maps = [rng.permuted(np.tile(np.arange(6), (4, 1)), axis=1) for _ in range(2)]
+    start_ranks(run_some_layers, 2, str(tmp_path), maps)
