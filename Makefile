@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test coverage check format bench-place bench-eplb bench-plan bench-update bench-checksum clean
+.PHONY: help install install-dev demo test coverage check format bench-place bench-eplb bench-plan bench-update bench-checksum bench-collect bench-record demo-live clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,12 @@ install-dev: .venv/installed-dev  ## … with what tests and checks need
 
 demo: install  ## the main job on real loads: 2 nodes × 4 GPUs as 8 ranks on this machine's CPU
 	$(BIN)/moesaic run
+
+demo-live: install  ## a small MoE that is trained here: its real loads, its real weights moved, its logits the same
+	$(PIP) --editable '.[transformers]'
+	test -f outputs/small_moe/model.safetensors || $(BIN)/python -m examples.train_small_moe outputs/small_moe
+	$(BIN)/moesaic run experiment=live hydra.run.dir=outputs/live
+	$(BIN)/python -m examples.logits_through_placement outputs/small_moe outputs/live
 
 test: install-dev  ## all tests that need no GPU
 	$(BIN)/pytest -n 2 --dist worksteal -m "not alone"
@@ -56,6 +62,12 @@ bench-update: install-dev  ## the executors and transports side by side, on all 
 
 bench-checksum: install-dev  ## checksums against torch.sum of the same bytes
 	$(BIN)/python -m tests.bench.bench_checksum
+
+bench-collect: install-dev  ## memory and time of reading dumps of a GiB, each format
+	$(BIN)/python -m tests.bench.bench_collect
+
+bench-record: install-dev  ## what counting a model's choices costs it
+	$(BIN)/python -m tests.bench.bench_record
 
 clean:  ## remove what runs and tools left (not the runs in outputs)
 	rm -rf .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis .coverage* dist build

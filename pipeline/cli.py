@@ -13,6 +13,8 @@ from stages.errors import MoesaicError, sentence_of
 if TYPE_CHECKING:
     from pipeline.store import Store
 
+ENGINES = ("sglang", "vllm", "trtllm", "ascend", "omni")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; `arguments` default to the process's. The exit code (see the design: 0, 1, 2, 3)."""
@@ -58,8 +60,20 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="write a run's placement in an engine's format")
     export.add_argument("run", metavar="RUN")
-    export.add_argument("--to", required=True, choices=["sglang"], help="the engine")
-    export.add_argument("--out", required=True, metavar="FILE")
+    export.add_argument("--to", required=True, choices=ENGINES, help="the engine")
+    export.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help="sglang: .json or .pt, vllm: .jsonl, trtllm: .yaml, ascend: .json, omni: .npy",
+    )
+    export.add_argument(
+        "--layer-updates-per-iter",
+        type=_updates,
+        default=0,
+        metavar="N",
+        help="trtllm: layers that it may balance anew in an iteration (default: 0, static)",
+    )
     export.set_defaults(command=_export)
 
     ui = commands.add_parser("ui", help="the MLflow UI on the tracking store, on this machine alone")
@@ -91,6 +105,13 @@ def _count(text: str) -> int:
     return value
 
 
+def _updates(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
+
+
 def _status(options: argparse.Namespace) -> int:
     from pipeline.status import status
 
@@ -103,7 +124,7 @@ def _export(options: argparse.Namespace) -> int:
 
     from pipeline.export import export
 
-    print(export(_store(options), options.run, options.to, Path(options.out)))
+    print(export(_store(options), options.run, options.to, Path(options.out), options.layer_updates_per_iter))
     return 0
 
 

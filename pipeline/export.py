@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,10 @@ import yaml
 from pipeline.keys import read_manifest
 from pipeline.store import TAG, Store
 from stages import paths
-from stages.engine_formats import WRITERS
+from stages.engine_formats import FORMATS, LayerNumbers, export_placement
+from stages.engine_formats.stored import Outgoing
 from stages.errors import BadInput
-from stages.placement import Placement, read_placement
+from stages.placement import read_placement
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
 PLACE = "place"
 
 
-def export(store: Store, prefix: str, engine: str, out: Path) -> str:
+def export(store: Store, prefix: str, engine: str, out: Path, layer_updates_per_iter: int = 0) -> str:
     """Write the placement that the run of `prefix` made or took into `out`; a sentence that says so."""
+    if layer_updates_per_iter and engine != "trtllm":
+        raise BadInput(f"--layer-updates-per-iter is for --to trtllm; {FORMATS[engine].engine} has no such thing.")
     if out.is_dir() or not out.parent.is_dir():
         raise BadInput(f"--out {out} is not possible: name a file in a folder that exists.")
     run = store.find(prefix)
@@ -34,13 +38,16 @@ def export(store: Store, prefix: str, engine: str, out: Path) -> str:
         if not made_by:
             raise BadInput(f"Run {run.info.run_id[:8]} has no placement: its place stage did not finish.")
         place = store.run(made_by)
-    placement, model = _artifacts(store, place, run)
-    WRITERS[engine](out, placement, first_moe_layer=model[0], dense_layers=model[1])
-    rows = placement.layers
-    return f"Wrote the placement of run {run.info.run_id[:8]} ({rows} MoE layers × {placement.slots} slots) to {out}"
+    outgoing = replace(_artifacts(store, place, run), layer_updates_per_iter=layer_updates_per_iter)
+    export_placement(engine, out, outgoing)
+    layers, slots = outgoing.map.shape
+    return (
+        f"Wrote the placement of run {run.info.run_id[:8]} ({layers} MoE layers × {slots} slots, {outgoing.ranks} ranks) "
+        f"for {FORMATS[engine].engine} to {out}"
+    )
 
 
-def _artifacts(store: Store, place: Run, run: Run) -> tuple[Placement, tuple[int, list[int]]]:
+def _artifacts(store: Store, place: Run, run: Run) -> Outgoing:
     with tempfile.TemporaryDirectory(prefix="moesaic-") as temporary:
         folder = Path(temporary)
         files = {name: store.fetch(place, name, folder) for name in (paths.MANIFEST, paths.PLACEMENT)}
@@ -53,5 +60,14 @@ def _artifacts(store: Store, place: Run, run: Run) -> tuple[Placement, tuple[int
         assert tensors is not None
         if paths.sha256(tensors) != read_manifest(manifest).outputs[paths.PLACEMENT]:
             raise BadInput(f"Artifact {paths.PLACEMENT} of run {place.info.run_id[:8]} was changed since it was made.")
-        model = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]
-        return read_placement(tensors).without_frame(), (int(model["first_moe_layer"]), list(model["dense_layers"]))
+        placement = read_placement(tensors)
+        value = yaml.safe_load(config.read_text(encoding="utf-8"))
+        model, topology = value["model"], value["topology"]
+        return Outgoing(
+            placement.deployed,
+            placement.experts,
+            ranks=int(topology["nodes"]) * int(topology["gpus_per_node"])
+            if placement.shape is None
+            else placement.shape[1],
+            numbers=LayerNumbers(int(model["first_moe_layer"]), tuple(model["dense_layers"])),
+        )

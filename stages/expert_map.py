@@ -12,6 +12,8 @@ from stages.errors import BadInput
 
 ExpertMap = npt.NDArray[np.int64]
 EMPTY = -1
+ENGINE_ENDINGS = (".pt", ".jsonl", ".yaml", ".yml")
+"""Of placement files that only engines have."""
 
 
 def contiguous_map(layers: int, experts: int, slots: int) -> ExpertMap:
@@ -78,13 +80,17 @@ def check_map(expert_map: ExpertMap, experts: int, ranks: int, name: str, *, com
 
 
 def read_map(path: Path, name: str) -> ExpertMap:
-    """The `[L, P]` map in a JSON (`{"physical_to_logical_map": …}`), safetensors, npy or npz file; `name` is the
-    config key that asked for it."""
+    """The `[L, P]` map in a JSON (`{"physical_to_logical_map": …}`), safetensors, npy or npz file, or in a file of any
+    engine's format; `name` is the config key that asked for it."""
     if not path.is_file():
         raise BadInput(f"{name}={path} does not exist.")
     try:
-        if path.suffix == ".json":
+        if path.suffix in ENGINE_ENDINGS:
+            found = _of_engine(path, name)
+        elif path.suffix == ".json":
             value = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(value, dict) and "layer_list" in value:
+                return _of_engine(path, name)
             found = np.asarray(value["physical_to_logical_map"] if isinstance(value, dict) else value)
         elif path.suffix == ".safetensors":
             from safetensors.numpy import load_file
@@ -92,8 +98,13 @@ def read_map(path: Path, name: str) -> ExpertMap:
             found = load_file(path)["physical_to_logical_map"]
         elif path.suffix == ".npy":
             found = np.load(path, allow_pickle=False)
+            if found.ndim == 3:
+                return _of_engine(path, name)
         elif path.suffix == ".npz":
-            found = np.load(path, allow_pickle=False)["physical_to_logical_map"]
+            with np.load(path, allow_pickle=False) as file:
+                if "placement" in file.files:
+                    return _of_engine(path, name)
+                found = file["physical_to_logical_map"]
         else:
             raise BadInput(f"{name}={path} is no placement file; allowed are .json, .safetensors, .npy and .npz.")
     except KeyError:
@@ -108,3 +119,10 @@ def read_map(path: Path, name: str) -> ExpertMap:
             "whole numbers of shape [layers, slots] were expected."
         )
     return found.astype(np.int64)
+
+
+def _of_engine(path: Path, name: str) -> ExpertMap:
+    """The rows of the file as they are there, dense layers included where the engine has them."""
+    from stages.engine_formats import read_stored
+
+    return read_stored(path, name).rows

@@ -6,13 +6,15 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.cli import main
 from tests.pipeline.test_cli import _quiet_logging  # noqa: F401
+from tests.stages.collect.engine_files import write_stat
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
     line
@@ -51,6 +53,9 @@ def test_a_command_runs_as_written(command: str, store_file: Path, capsys: pytes
     (here / "my_loads.csv").write_text(
         "window,layer,expert,count\n" + "".join(f"0,{n // 16},{n % 16},{n + 1}\n" for n in range(32))
     )
+    (here / "my_dumps").mkdir()
+    count = np.random.default_rng(0).integers(0, 50, (150, 2, 16))
+    write_stat(here / "my_dumps" / "expert_distribution_recorder_1764000000.5.pt", count)
     if "--config-dir" in command:  # what it takes from there, the command before it makes
         assert main(shlex.split(COMMANDS[COMMANDS.index(command) - 1])[1:]) == 0
     assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err

@@ -22,18 +22,26 @@ class Fault:
 
 def first_fault(values: npt.NDArray[np.generic]) -> Fault | None:
     """The first kind of fault in values that must be whole numbers of at least 0; None when they are."""
+    return next(iter(all_faults(values)), None)
+
+
+def all_faults(values: npt.NDArray[np.generic]) -> list[Fault]:
+    """Every kind of fault in such values, the gravest first; a value may be both negative and not whole."""
     if values.dtype.kind not in "iufO":
-        return Fault("not numbers", np.ones(values.shape, dtype=bool))
+        return [Fault("not numbers", np.ones(values.shape, dtype=bool))] if values.size else []
     numbers: npt.NDArray[Any] = as_floats(values) if values.dtype.kind == "O" else values
+    if numbers.dtype.kind in "iu" and numbers.size and numbers.min() >= 0 and numbers.max() <= MOST:
+        return []
     kinds = [("negative", numbers < 0), ("too large (above 2^53)", numbers > MOST)]
     if numbers.dtype.kind == "f":
         finite = np.isfinite(numbers)
-        kinds[:0] = [
+        kinds = [
             ("not numbers", np.isnan(numbers)),
-            ("not finite", ~finite),
+            ("not finite", np.isinf(numbers)),
             ("not whole numbers", finite & (numbers != np.floor(numbers))),
+            *((what, finite & where) for what, where in kinds),
         ]
-    return next((Fault(what, where) for what, where in kinds if where.any()), None)
+    return [Fault(what, where) for what, where in kinds if where.any()]
 
 
 def as_floats(values: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:

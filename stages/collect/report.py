@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages import figures
-from stages.collect.validate import Checked
+from stages.collect.validate import REPAIR, Checked
 from stages.collect.windows import kinds
 from stages.collect.words import listed, many, numbered
 from stages.load import LoadStats
@@ -57,7 +57,7 @@ def draw(load: LoadStats) -> dict[str, Figure]:
     }
 
 
-def note(load: LoadStats, source: str, top_k: int | None, checked: Checked | None, window: int | None) -> str:
+def note(load: LoadStats, source: str, top_k: int | None, checked: Checked | None, merged: str | None) -> str:
     """Markdown: where the loads come from, their shape, the most skewed layer, and what was left out."""
     skew = imbalance(load)
     worst = int(skew.argmax())
@@ -73,8 +73,8 @@ def note(load: LoadStats, source: str, top_k: int | None, checked: Checked | Non
     if load.labels:
         counts = [f"{name} ({number})" for name, number in kinds(load.labels).items()]
         lines.append(f"- Labels: {listed(counts, SHOWN)}")
-    if window is not None and window > 1:
-        lines.append(f"- Every {window} rows of the source make one window (the last may have fewer)")
+    if merged:
+        lines.append(f"- {merged}")
     if load.current is not None:
         lines.append(f"- The source also holds the current placement, of {load.current.shape[1]} slots a layer")
     return "\n".join([*lines, *(f"- {line}" for line in left_out(checked))]) + "\n"
@@ -89,4 +89,6 @@ def left_out(checked: Checked | None) -> list[str]:
         lines.append(f"Dropped as dense layers of the model: {numbered('layer', checked.dense_rows)} of the source")
     if checked.empty_rows:
         lines.append(f"Dropped as never filled: {numbered('row', checked.empty_rows)} of the source, all zero")
-    return lines
+    word = "Repaired" if checked.on_bad == REPAIR else "Dropped"
+    lines += [f"{'Dropped' if 'repeat earlier rows' in defect else word}: {defect}" for defect in checked.defects]
+    return [*lines, *checked.notes]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from stages.collect.arrays import read_npz
-from stages.collect.dump import Dump
+from stages.collect.dump import Dump, of_array
 
 DATA = Path(__file__).parent / "data"
 OLMOE = "allenai/OLMoE@357454f (Apache-2.0)"
@@ -49,13 +49,16 @@ SAMPLES = {
 }
 
 
+PLACEMENTS = {f"deepseek_v3_{devices}": DATA / f"deepseek_v3_placement_{devices}.npz" for devices in (32, 64)}
+"""Placements of DeepSeek-V3 in production, by their number of devices: for `collect.current`."""
+
+
 def read_sample(name: str) -> Dump:
     """A shipped sample; its windows are generations (`gpt_oss_20b`) or domains of text, and all have labels."""
     sample = SAMPLES[name]
     origin = f"sample {name}"
     if not sample.key:
-        dump = read_npz(sample.path)
-        return Dump(origin, dump.count, dump.labels, advice=sample.advice)
+        return replace(read_npz(sample.path), origin=origin, advice=sample.advice)
     with np.load(sample.path, allow_pickle=False) as file:
         domains = {key.removeprefix(sample.key): file[key] for key in file.files if key.startswith(sample.key)}
-    return Dump(origin, np.stack(list(domains.values())), tuple(domains), advice=sample.advice)
+    return of_array(origin, np.stack(list(domains.values())), tuple(domains), advice=sample.advice)

@@ -6,50 +6,105 @@ moesaic run run.last=collect collect=sample collect.label=mmlu_test
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from stages import paths
 from stages.collect import report
 from stages.collect.config import CollectOptions, CollectStageConfig
+from stages.collect.dump import Dump
 from stages.collect.samples import SAMPLES, read_sample
+from stages.collect.sources import open_source
 from stages.collect.synthetic import generate
-from stages.collect.table import read_table
-from stages.collect.validate import Checked, check, require_tokens
-from stages.collect.windows import choose, merge
+from stages.collect.validate import Checked, Wanted, check
+from stages.collect.windows import FILES, TOKENS, merged
 from stages.contract import Dataset, Progress, StageResult
+from stages.engine_formats import LayerNumbers, read_stored
 from stages.errors import BadInput
+from stages.expert_map import ExpertMap, check_map
 from stages.load import LoadStats, write_load
 from stages.model import ModelSpec
+
+FETCHED = "dump"
+"""The folder, below the stage's own, of what a server dumped: nothing else can tell later what it said."""
 
 
 def collect(config: CollectStageConfig, inputs: Mapping[str, Path], folder: Path, progress: Progress) -> StageResult:
     """Write the loads of the chosen source into `folder`. Raises `BadInput` where they are not what the model needs."""
-    options, top_k = config.collect, config.model.top_k
+    options = config.collect
     progress("generating loads" if options.source == "synthetic" else "reading loads", 0.0)
-    checked = None if options.source == "synthetic" else _read(options, config.model)
-    load = merge(checked.load if checked else _generated(options, config.model, config.seed), options.window)
-    progress("writing loads", 0.5)
-    files = write_load(folder, load)
-    progress("drawing loads", 0.8)
+    load, checked, top_k = _loads(config, folder, lambda message, fraction: progress(message, fraction * 0.7))
+    progress("writing loads", 0.7)
+    fetched = sorted(file.relative_to(folder).as_posix() for file in (folder / FETCHED).glob("*"))
+    files = (*write_load(folder, load), *fetched)
+    progress("drawing loads", 0.9)
     name, source = _origin(options)
     metrics = report.metrics(load, top_k)
+    digest = (
+        options.model_files.sha256()
+        if options.source == "transformers"
+        else paths.sha256(options.file or folder / paths.LOAD)
+    )
     profile = {"windows": load.windows, "layers": load.layers, "experts": load.experts, "tokens": metrics["tokens"]}
     return StageResult(
         files=files,
         metrics=metrics,
         figures=report.draw(load),
         tags=_tags(load, options, checked),
-        note=report.note(load, source, top_k, checked, options.window),
-        datasets=(Dataset(name, source, paths.sha256(options.file or folder / paths.LOAD), profile),),
+        note=report.note(load, source, top_k, checked, _merged(options)),
+        datasets=(Dataset(name, source, digest, profile),),
     )
 
 
-def _read(options: CollectOptions, model: ModelSpec) -> Checked:
-    """The chosen windows of a sample or a table, each layer with tokens in some of them."""
-    table = options.source == "table" and options.file
-    checked = choose(check(read_table(table, model) if table else read_sample(options.sample), model), options.label)
-    require_tokens(checked)
-    return checked
+def _loads(
+    config: CollectStageConfig, folder: Path, progress: Progress
+) -> tuple[LoadStats, Checked | None, int | None]:
+    """The loads, where they were read from a file what was left out of it, and experts per token if that is known."""
+    options, model = config.collect, config.model
+    current = _current(options, model)
+    wanted = Wanted(options.on_bad, options.label, options.window, options.window_by)
+    checked: Checked | None = None
+    top_k = model.top_k
+    if options.source == "synthetic":
+        load = merged(_generated(options, model, config.seed), options.window_by, options.window, model.top_k)
+    elif options.source == "transformers":
+        from stages.collect.live_model import run_model
+
+        load, top_k = run_model(options, model, progress)
+    else:
+        checked = check(_dump(options, model, current, folder, progress), model, wanted, progress)
+        load, top_k = checked.load, checked.top_k
+    if current is not None:
+        check_map(current, load.experts, 1, f"collect.current={options.current}")
+        if len(current) != load.layers:
+            raise BadInput(
+                f"collect.current={options.current} has {len(current)} layers, but the loads have {load.layers}."
+            )
+        load = replace(load, current=current)
+    return load, checked, top_k
+
+
+def _dump(
+    options: CollectOptions, model: ModelSpec, current: ExpertMap | None, folder: Path, progress: Progress
+) -> Dump:
+    strict = options.on_bad == "error"
+    if options.source == "sample":
+        return read_sample(options.sample)
+    if options.source == "sglang_server":
+        from stages.collect.live_server import record
+
+        return open_source("sglang", record(options, folder / FETCHED, progress), model, current, strict=strict)
+    assert options.file is not None
+    return open_source(options.source, options.file, model, current, strict=strict)
+
+
+def _current(options: CollectOptions, model: ModelSpec) -> ExpertMap | None:
+    """[L, P]: the placement that `collect.current` names."""
+    if options.current_file is None:
+        return None
+    name = f"collect.current={options.current}"
+    numbers = LayerNumbers(model.first_moe_layer, tuple(model.dense_layers))
+    return read_stored(options.current_file, "collect.current").moe_rows(model.layers, numbers, name)
 
 
 def _generated(options: CollectOptions, model: ModelSpec, seed: int) -> LoadStats:
@@ -79,6 +134,11 @@ def _origin(options: CollectOptions) -> tuple[str, str]:
     """Name of the data set, and where it comes from."""
     if options.source == "sample":
         return options.sample, f"{SAMPLES[options.sample].origin}, {SAMPLES[options.sample].file}"
+    if options.source == "transformers":
+        texts = ", ".join(file.name for file in options.text_files())
+        return f"{Path(str(options.model)).name} on {texts}", f"{options.model} reading {texts}"
+    if options.source == "sglang_server":
+        return "SGLang server", f"{options.url}"
     if options.file is not None:
         return options.file.name, str(options.file)
     name, value = options.skew
@@ -88,12 +148,29 @@ def _origin(options: CollectOptions) -> tuple[str, str]:
     )
 
 
+def _merged(options: CollectOptions) -> str | None:
+    """How windows were made of rows, in words."""
+    if options.window_by == TOKENS:
+        return f"Rows of about {options.window:,} tokens make one window"
+    if options.window_by == FILES:
+        return f"Every {options.window} files make one window" if (options.window or 1) > 1 else "A file is one window"
+    if (options.window or 1) > 1:
+        return f"Every {options.window} rows of the source make one window (the last may have fewer)"
+    return None
+
+
 def _tags(load: LoadStats, options: CollectOptions, checked: Checked | None) -> dict[str, str]:
     tags = {"source": options.source, "labels": str(len(set(load.labels)))}
     if options.source == "sample":
         tags["sample"] = options.sample
-    if checked is not None and checked.dense_rows:
-        tags["dense_rows_dropped"] = str(len(checked.dense_rows))
-    if checked is not None and checked.empty_rows:
-        tags["empty_rows_dropped"] = str(len(checked.empty_rows))
+    if options.current is not None:
+        tags["current"] = options.current
+    if checked is not None:
+        for name, number in (
+            ("dense_rows_dropped", len(checked.dense_rows)), ("empty_rows_dropped", len(checked.empty_rows)),
+            ("repeated_rows_dropped", checked.repeated_rows),
+            (f"bad_counts_{'repaired' if checked.on_bad == 'repair' else 'dropped'}", checked.bad_cells),
+        ):  # fmt: skip
+            if number:
+                tags[name] = str(number)
     return tags

@@ -1,12 +1,13 @@
-"""Reading a file of loads, by its ending."""
+"""Reading a plain file of loads, by its ending."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from stages.collect import arrays, rows
+from stages.collect import arrays, nested, rows
 from stages.collect.dump import Dump
+from stages.collect.guard import guarded
 from stages.errors import BadInput
 from stages.model import ModelSpec
 
@@ -14,9 +15,9 @@ READERS: dict[str, Callable[[Path, ModelSpec], Dump]] = {
     ".npz": lambda path, model: arrays.read_npz(path),
     ".npy": lambda path, model: arrays.read_npy(path),
     ".safetensors": lambda path, model: arrays.read_safetensors(path),
-    ".json": lambda path, model: arrays.read_json(path),
-    ".csv": rows.read_csv,
-    ".parquet": rows.read_parquet,
+    ".json": lambda path, model: nested.read_json(path),
+    ".csv": rows.read_rows,
+    ".parquet": rows.read_rows,
 }
 
 
@@ -36,17 +37,4 @@ def read_table(path: Path, model: ModelSpec) -> Dump:
         raise BadInput(f"collect.path={path} is not a file.")
     if not path.stat().st_size:
         raise BadInput(f"{path} is empty: it has no bytes.")
-    try:
-        return reader(path, model)
-    except BadInput:
-        raise
-    except Exception as error:  # whatever a parser raises on broken bytes
-        raise BadInput(f"{path} cannot be read as a {path.suffix} file: {_cause(error)}.") from error
-
-
-def _cause(error: Exception) -> str:
-    text = str(error).strip()
-    if "pickle" in text:
-        return "it holds pickled Python objects, which are never loaded"
-    first = text.splitlines()[0].rstrip(".") if text else ""
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    return guarded(lambda: reader(path, model), path, f"a {path.suffix} file")

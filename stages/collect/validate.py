@@ -1,156 +1,137 @@
-"""From what a source says to loads that fit the model, or one message that names file, layer and rows."""
+"""From what a source says to loads that fit the model, or one message that names file, layer and rows.
+
+The source is read once where nothing is wrong with it. Where something is, and is to be dropped or repaired, it is read
+again with all that is wrong known.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from stages.collect.dump import Dump
-from stages.collect.faults import MOST, as_integers, first_fault
-from stages.collect.words import many, numbered
+from stages.collect.intake import Intake
+from stages.collect.layers import current_map
+from stages.collect.repair import pay
+from stages.collect.windows import STEPS, Windows
+from stages.collect.words import numbered
+from stages.contract import Progress, silent
 from stages.errors import BadInput
-from stages.expert_map import ExpertMap, check_map
 from stages.load import LoadStats
 from stages.model import ModelSpec
 
-HOW_COUNTED = "windows, counted from 0"
+ERROR, DROP, REPAIR = "error", "drop", "repair"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of a source: rows with a `label`, merged `by` so many (`window`), and what to do `on_bad` ones."""
+
+    on_bad: str = ERROR
+    label: str | None = None
+    window: int | None = None
+    by: str = STEPS
 
 
 @dataclass(frozen=True)
 class Checked:
     """Loads that fit the model, and what was left out of the source to get them.
 
-    rows:       [T] the source's row of each window
-    layer_rows: [L] the source's layer of each MoE layer
+    layer_rows: [L] the source's name (its number there) of each MoE layer
+    top_k:      experts per token, as the model or the source says
     dense_rows: layers of the source that are dense layers of the model
     empty_rows: rows of the source that were never filled
+    defects:    what was wrong, in words; `bad_cells` counts of a layer in a row, `repeated_rows` rows
     """
 
     load: LoadStats
     origin: str
-    rows: npt.NDArray[np.int64]
     layer_rows: tuple[int, ...]
+    on_bad: str
+    top_k: int | None = None
     dense_rows: tuple[int, ...] = ()
     empty_rows: tuple[int, ...] = ()
+    defects: tuple[str, ...] = ()
+    bad_cells: int = 0
+    repeated_rows: int = 0
+    notes: tuple[str, ...] = field(default=())
 
 
-def check(dump: Dump, model: ModelSpec) -> Checked:
+def check(dump: Dump, model: ModelSpec, wanted: Wanted | None = None, progress: Progress = silent) -> Checked:
     """The loads of `dump`, without the model's dense layers and without rows that were never filled."""
-    count = _windows_layers_experts(dump)
-    layer_rows, dense_rows = _moe_layers(dump, count.shape[1], model)
-    _check_experts(dump, count.shape[2], model)
-    whole = _whole_numbers(dump.origin, count[:, layer_rows], layer_rows)
-    if dump.labels and len(dump.labels) != len(whole):
-        raise BadInput(f"{dump.origin} has {many(len(dump.labels), 'label')} for {many(len(whole), 'window')}.")
-    filled = whole.any(axis=(1, 2))
-    rows = np.flatnonzero(filled)
-    if not len(rows):
-        raise BadInput(f"{dump.origin} has no tokens: {numbered('layer', layer_rows)} are zero in all its rows.")
-    labels = tuple(dump.labels[row] for row in rows) if dump.labels else ()
-    current = _current(dump, count.shape[1], layer_rows, count.shape[2])
-    return Checked(
-        load=LoadStats(whole[filled], labels, current),
+    wanted = wanted or Wanted()
+    intake = Intake(dump, model, wanted.label)
+    windows = Windows(wanted.by, wanted.window)
+    current: npt.NDArray[np.generic] | None = None
+    for block in dump.blocks():
+        for selection in intake.judge(block):
+            if not intake.findings.found:
+                windows.add(selection.count, selection.labels, selection.tokens, block.file)
+        current = block.current if block.current is not None else current
+        progress("reading loads", block.done / 2)
+    intake.conclude()
+    if wanted.on_bad == ERROR:
+        intake.findings.raise_first()
+    bad = intake.findings.cells()
+    repeats = intake.findings.repeated_rows()
+    if intake.findings.listed():
+        windows = _again(dump, intake, Windows(wanted.by, wanted.window), wanted.on_bad, progress)
+    if windows.empty:
+        raise BadInput(f"{dump.origin} has no rows left: {'; '.join(intake.findings.sentences())}.")
+    count, labels, owed = windows.finish()
+    layout = intake.layout
+    assert layout is not None
+    checked = Checked(
+        load=LoadStats(pay(count, owed), labels, current_map(dump, current, layout)),
         origin=dump.origin,
-        rows=rows,
-        layer_rows=tuple(layer_rows),
-        dense_rows=tuple(dense_rows),
-        empty_rows=tuple(np.flatnonzero(~filled).tolist()),
+        layer_rows=tuple(layout.names),
+        on_bad=wanted.on_bad,
+        top_k=intake.top_k,
+        dense_rows=tuple(layout.dense),
+        empty_rows=tuple(intake.empty_rows),
+        defects=tuple(intake.findings.sentences()),
+        bad_cells=len(bad),
+        repeated_rows=len(repeats),
+        notes=(*dump.notes, *_doubts(intake)),
     )
+    _require_tokens(checked, intake)
+    return checked
 
 
-def require_tokens(checked: Checked) -> None:
+def _again(dump: Dump, intake: Intake, windows: Windows, on_bad: str, progress: Progress) -> Windows:
+    """The second reading: what is bad is left out, or put right."""
+    intake.restart()
+    for block in dump.blocks():
+        for selection in intake.select(block):
+            part = intake.without_bad(selection, repair=on_bad == REPAIR)
+            windows.add(part.count, part.labels, part.tokens, block.file, part.owed)
+        progress("reading loads again", 0.5 + block.done / 2)
+    return windows
+
+
+def _doubts(intake: Intake) -> list[str]:
+    """What is odd and may still be meant."""
+    if not intake.odd_sums or intake.findings.found:
+        return []
+    return [
+        f"Counts of a layer in a row that are no multiple of top_k={intake.top_k}: {intake.odd_sums:,}; are these sampled?"
+    ]
+
+
+def _require_tokens(checked: Checked, intake: Intake) -> None:
     """Raise `BadInput` unless every layer has tokens in some window."""
-    silent = np.flatnonzero(~checked.load.logical_count.any(axis=(0, 2)))
-    if len(silent):
-        layers = [checked.layer_rows[layer] for layer in silent]
+    silent_layers = np.flatnonzero(~checked.load.logical_count.any(axis=(0, 2)))
+    if len(silent_layers):
+        layers = [checked.layer_rows[layer] for layer in silent_layers]
+        dropped = " after dropping what is bad (collect.on_bad=repair gives it some)" if checked.defects else ""
+        if not dropped and intake.model.layers is None and layers == list(range(len(layers))):
+            dropped = (
+                f"; if they are dense layers, say so: model.layers={checked.load.layers - len(layers)} "
+                f"model.first_moe_layer={len(layers)}"
+            )
         raise BadInput(
             f"{checked.origin}: {numbered('layer', layers)} {'has' if len(layers) == 1 else 'have'} no tokens at all, "
-            f"in none of {numbered('row', checked.rows)} ({HOW_COUNTED})."
+            f"in none of {numbered('row', intake.kept_rows)} (windows, counted from 0){dropped}."
         )
-
-
-def _windows_layers_experts(dump: Dump) -> npt.NDArray[np.generic]:
-    """[T, L, E], whatever is in it."""
-    shape = list(dump.count.shape)
-    if len(shape) not in (2, 3):
-        raise BadInput(
-            f"{dump.origin}: logical_count has shape {shape}; allowed are [windows, layers, experts] and "
-            "[layers, experts]."
-        )
-    if not dump.count.size:
-        raise BadInput(f"{dump.origin} is empty: logical_count has shape {shape}.")
-    return dump.count if len(shape) == 3 else dump.count[None]
-
-
-def _moe_layers(dump: Dump, found: int, model: ModelSpec) -> tuple[list[int], list[int]]:
-    """Which of the `found` layers of the source are MoE layers, and which are dense."""
-    wanted = model.layers
-    if wanted is None or found == wanted:
-        return list(range(found)), []
-    hidden = model.hidden_layers(wanted)
-    if found == hidden:
-        moe = model.layer_ids(wanted)
-        return moe, sorted(set(range(found)) - set(moe))
-    dense = f", or {hidden} with its dense ones" if hidden != wanted else ""
-    missing = f": {numbered('layer', range(found, wanted))} of the model missing" if found < wanted else ""
-    raise BadInput(
-        f"{dump.origin} has {many(found, 'layer')}{missing}; the model has {wanted} (model.layers={wanted}){dense}."
-        + (f" {dump.advice}" if dump.advice else "")
-    )
-
-
-def _check_experts(dump: Dump, found: int, model: ModelSpec) -> None:
-    wanted = model.experts
-    if wanted is None or found == wanted:
-        return
-    advice = dump.advice
-    if not advice and found < wanted:
-        advice = "A table needs rows of count 0 for experts that got no tokens."
-    raise BadInput(
-        f"{dump.origin} has {many(found, 'expert')} in each of its layers; the model has {wanted} (model.experts={wanted})."
-        + (f" {advice}" if advice else "")
-    )
-
-
-def _whole_numbers(origin: str, count: npt.NDArray[np.generic], layer_rows: list[int]) -> npt.NDArray[np.int64]:
-    """[T, L, E] as int64. Raises `BadInput` naming the first layer with a fault, the rows, and how many more."""
-    fault = first_fault(count)
-    if fault is not None:
-        layers = np.flatnonzero(fault.where.any(axis=(0, 2)))
-        layer = layers[0]
-        rows = np.flatnonzero(fault.where[:, layer].any(axis=1))
-        expert = np.flatnonzero(fault.where[rows[0], layer])[0]
-        others = [layer_rows[other] for other in layers[1:]]
-        more = f" There are such counts in {numbered('layer', others)} too." if others else ""
-        raise BadInput(
-            f"{origin}: layer {layer_rows[layer]} has counts that are {fault.what} in {numbered('row', rows)} "
-            f"({HOW_COUNTED}); the first is {count[rows[0], layer, expert]!s} for expert {expert}.{more}"
-        )
-    whole = as_integers(count)
-    sums = whole.sum(axis=(0, 2), dtype=np.float64)
-    if sums.max() > MOST:
-        layer = int(sums.argmax())
-        raise BadInput(
-            f"{origin}: layer {layer_rows[layer]} has {sums[layer]:.3g} tokens in all its rows; "
-            f"at most 2^53 can be counted exactly."
-        )
-    return whole
-
-
-def _current(dump: Dump, found: int, layer_rows: list[int], experts: int) -> ExpertMap | None:
-    """[L, P]: the map that the loads came with; dense layers, if it has them, are left out."""
-    if dump.current is None:
-        return None
-    name = f"{dump.origin}: physical_to_logical_map"
-    shape = list(dump.current.shape)
-    if len(shape) != 2 or dump.current.dtype.kind not in "iu":
-        raise BadInput(f"{name} is {dump.current.dtype} of shape {shape}; whole numbers [layers, slots] are needed.")
-    current = dump.current.astype(np.int64)
-    if len(current) == found:
-        current = current[layer_rows]
-    elif len(current) != len(layer_rows):
-        raise BadInput(f"{name} has {many(len(current), 'layer')}, but logical_count has {found}.")
-    check_map(current, experts, 1, name)
-    return current

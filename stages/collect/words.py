@@ -17,9 +17,13 @@ def listed(items: Iterable[object], shown: int = SHOWN) -> str:
 def numbered(word: str, numbers: Iterable[int]) -> str:
     """`row 3`, or `rows 0, 3, 4, 5, 6 and 534 more`."""
     numbers = list(numbers)
-    return f"{word} {numbers[0]}" if len(numbers) == 1 else f"{word}s {listed(numbers)}"
+    return f"{word} {numbers[0]}" if len(numbers) == 1 else f"{_plural(word)} {listed(numbers)}"
 
 
 def many(number: int, word: str) -> str:
     """`1 window`, or `1,024 windows`."""
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
+    return f"{number:,} {word if number == 1 else _plural(word)}"
+
+
+def _plural(word: str) -> str:
+    return f"{word}es" if word.endswith("s") else f"{word}s"

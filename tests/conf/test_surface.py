@@ -16,6 +16,12 @@ OPTIONS = [
     for file in sorted(CONF.glob("*/*.yaml"))
     if file.parent.name not in ("experiment", "pipeline", "tracking")
 ]
+NEEDED = {
+    **{f"collect={kind}": ["collect.path"] for kind in ("table", "auto", "sglang", "trtllm", "vllm", "adrs", "omni")},
+    "collect=transformers": ["collect.model=m", "collect.text=[t.txt]"],
+    "collect=sglang_server": ["collect.path", "collect.url=http://127.0.0.1:30000", "collect.seconds=1"],
+}
+"""What a choice cannot do without."""
 
 
 def test_the_surface_is_frozen() -> None:
@@ -27,7 +33,8 @@ def test_every_choice_composes_into_its_stages(option: str, tmp_path: Path) -> N
     register()
     table = tmp_path / "loads.csv"
     table.write_text("layer,expert,count\n0,0,1\n")
-    extra = [f"collect.path={table}"] if option == "collect=table" else []
+    needs = [key for key in NEEDED.get(option, []) if key != "collect.path"]
+    extra = [*needs, *([f"collect.path={table}"] if "collect.path" in NEEDED.get(option, []) else [])]
     extra += ["experiment=replay"] if option.startswith("replay=") else []  # which brings that group
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", [option, *extra])

@@ -163,3 +163,17 @@ def test_files_without_the_map_and_missing_ones_are_refused(tmp_path: Path) -> N
     ):
         with pytest.raises(BadInput, match=message):
             read_map(tmp_path / name, "place.path")
+
+
+def test_files_of_every_engine_are_placements(tmp_path: Path) -> None:
+    from stages.engine_formats import FORMATS, export_placement
+    from stages.engine_formats.stored import Outgoing
+
+    rows = np.array([[0, 1, 2, 3, 1, 2], [3, 0, 2, 1, 2, 3]])
+    for engine, kind in FORMATS.items():
+        path = tmp_path / f"{engine}{kind.endings[-1]}"
+        export_placement(engine, path, Outgoing(rows, 4, 3))
+        found = read_map(path, "place.path").reshape(2, 3, 2)
+        np.testing.assert_array_equal(np.sort(found), np.sort(rows.reshape(2, 3, 2)))
+    np.savez(tmp_path / "omni.npz", placement=np.load(tmp_path / "omni.npy"))
+    np.testing.assert_array_equal(read_map(tmp_path / "omni.npz", "x"), read_map(tmp_path / "omni.npy", "x"))

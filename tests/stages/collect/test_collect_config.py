@@ -12,20 +12,32 @@ import pytest
 import yaml
 
 from stages.collect.config import CollectOptions, CollectStageConfig
+from stages.collect.model_files import ModelFiles
 from stages.collect.samples import DATA
 from stages.errors import BadInput
 from stages.model import TensorSpec
 from tests.stages.collect.helpers import model
 
+NEEDED: dict[str, dict[str, object]] = {
+    **{kind: {"path": "loads.npz"} for kind in ("table", "auto", "sglang", "trtllm", "vllm", "adrs", "omni")},
+    "transformers": {"model": "m", "text": ["a.txt"]},
+    "sglang_server": {"path": "dumps", "url": "http://127.0.0.1:30000", "seconds": 1.0},
+}
 CONF = Path(__file__).parents[3] / "conf" / "collect"
+
+SOURCES_THAT_ARE = ("sample", "table", "synthetic", "auto", "sglang", "trtllm", "vllm", "adrs", "omni", "transformers",
+                    "sglang_server")  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"source": "live"}, "collect.source=live is not known; allowed are sample, table, synthetic."),
+        (
+            {"source": "live"},
+            f"collect.source=live is not known; allowed are {', '.join(SOURCES_THAT_ARE)}.",
+        ),
         ({"sample": "qwen"}, "collect.sample=qwen is not known; allowed are gpt_oss_20b, olmoe, mixtral."),
-        ({"on_bad": "repair"}, "collect.on_bad=repair is not known; allowed are error."),
+        ({"on_bad": "mend"}, "collect.on_bad=mend is not known; allowed are error, drop, repair."),
         ({"distribution": "even"}, "collect.distribution=even is not known; allowed are lognormal, zipf."),
         ({"window": 0}, "collect.window=0 is not possible: it must be at least 1."),
         ({"windows": 0}, "collect.windows=0 is not possible: it must be at least 1."),
@@ -41,6 +53,31 @@ CONF = Path(__file__).parents[3] / "conf" / "collect"
             "collect.path=loads.txt has no known ending; allowed are .npz, .npy, .safetensors, .json, .csv, .parquet.",
         ),
         ({"path": "loads.npz"}, "collect.path=loads.npz is not read by collect.source=sample; use collect=table."),
+        ({"window_by": "day"}, "collect.window_by=day is not known; allowed are steps, tokens, files."),
+        ({"device": "tpu"}, "collect.device=tpu is not known; allowed are auto, cpu, cuda."),
+        ({"batch": 0}, "collect.batch=0 is not possible: it must be at least 1."),
+        ({"timeout": 0.0}, "collect.timeout=0.0 is not possible: it must be a finite number above 0."),
+        ({"source": "sglang"}, "collect.path=null is not possible with collect.source=sglang: name the file to read."),
+        (
+            {"source": "transformers", "model": "m"},
+            "collect.text=null is not possible with collect.source=transformers: name the text files that it reads.",
+        ),
+        (
+            {"source": "transformers", "model": "m", "text": [1]},
+            "collect.text=[1] is wrong: a file or a list of files is expected, like [a.txt,b.txt].",
+        ),
+        (
+            {"source": "sglang_server", "url": "localhost"},
+            "collect.url=localhost is no address of a server; one like http://127.0.0.1:30000 is needed.",
+        ),
+        (
+            {"source": "sglang_server", "url": "http://x"},
+            "collect.path=null is not possible with collect.source=sglang_server: name the folder it dumps into.",
+        ),
+        (
+            {"source": "sglang_server", "url": "http://x", "path": "d"},
+            "collect.seconds=null and collect.requests=null: say how long the server shall record.",
+        ),
         (
             {"source": "synthetic", "label": "day"},
             "collect.label=day chooses nothing: synthetic windows have no labels.",
@@ -72,6 +109,9 @@ CHANGES: dict[str, tuple[dict[str, object], dict[str, object], set[str]]] = {
     **{name: ({}, {name: value}, {"sample", "table"}) for name, value in FILES.items()},
     **{name: ({}, {name: 2}, set(SOURCES)) for name in ("layers", "experts", "top_k")},
     "window": ({"window": 3}, {}, set(SOURCES)),
+    "window_by": ({"window_by": "files"}, {}, set(SOURCES)),
+    "current": ({"current": "deepseek_v3_32"}, {}, set(SOURCES)),
+    "on_bad": ({"on_bad": "drop"}, {}, {"sample", "table"}),
     "exponent": ({"exponent": 2.0}, {}, {"zipf"}),
     "sigma": ({"sigma": 2.0}, {}, {"lognormal"}),
     "sample": ({"sample": "olmoe"}, {}, {"sample"}),
@@ -113,10 +153,25 @@ def test_key_of_labels_paths_and_seeds() -> None:
         ({"source": "table", "path": "a/loads.npz"}, {"collect.path": Path("a/loads.npz")}),
         ({"source": "table", "path": "~/loads.npz"}, {"collect.path": Path.home() / "loads.npz"}),
         ({"source": "synthetic"}, {}),
+        (
+            {"source": "sglang", "path": "dumps", "current": "deepseek_v3_64"},
+            {"collect.path": Path("dumps"), "collect.current": DATA / "deepseek_v3_placement_64.npz"},
+        ),
+        (
+            {"source": "transformers", "model": "m", "text": "a.txt"},
+            {"collect.model": ModelFiles(Path("m")), "collect.text[0]": Path("a.txt")},
+        ),
+        ({"source": "sglang_server", "path": "d", "url": "http://x", "seconds": 1.0}, {}),
     ],
 )
 def test_external_files(options: dict[str, object], files: dict[str, Path]) -> None:
     assert CollectStageConfig(CollectOptions(**options), model(), 0).external_files() == files  # type: ignore[arg-type]
+
+
+def test_a_live_server_is_never_cached() -> None:
+    for source, needed in NEEDED.items():
+        options = CollectOptions(source=source, **needed)  # type: ignore[arg-type]
+        assert CollectStageConfig(options, model(), 0).cacheable() == (source != "sglang_server")
 
 
 def test_option_files_hold_only_what_differs_from_the_schema() -> None:
@@ -126,9 +181,9 @@ def test_option_files_hold_only_what_differs_from_the_schema() -> None:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert content.pop("defaults") == ["schema", "_self_"]
         assert all(defaults[key] != value for key, value in content.items())
-        CollectOptions(**content, **({"path": "loads.npz"} if content.get("source") == "table" else {}))
+        CollectOptions(**content, **NEEDED.get(str(content.get("source")), {}))
         names.add(path.stem)
-    assert names == {"sample", "table", "synthetic", "olmoe", "mixtral"}
+    assert names == {"olmoe", "mixtral", *SOURCES_THAT_ARE}
 
 
 def test_hints_can_be_resolved() -> None:

@@ -1,0 +1,1 @@
+"""Readers of what engines record, one module an engine."""
