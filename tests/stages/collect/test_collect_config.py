@@ -33,6 +33,7 @@ CONF = Path(__file__).parents[3] / "conf" / "collect"
         ({"exponent": -0.1}, "collect.exponent=-0.1 is not possible: it must be a finite number of at least 0."),
         ({"sigma": float("nan")}, "collect.sigma=nan is not possible: it must be a finite number of at least 0."),
         ({"sigma": float("inf")}, "collect.sigma=inf is not possible: it must be a finite number of at least 0."),
+        ({"tokens_per_second": 0.0}, "collect.tokens_per_second=0.0 is not possible: it must be above 0."),
         ({"drift": 1.5}, "collect.drift=1.5 is not possible: allowed are 0 to 1."),
         ({"drift": float("nan")}, "collect.drift=nan is not possible: allowed are 0 to 1."),
         ({"source": "table"}, "collect.path=null is not possible with collect.source=table: name the file to read."),
