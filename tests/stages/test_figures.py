@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from stages.figures import heat_map, lines, side_by_side
+from stages.figures import curves, heat_map, lines, side_by_side
 
 
 def png(figure: Figure) -> bytes:
@@ -45,3 +45,16 @@ def test_lines_draws_every_series() -> None:
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == list(series)
     assert png(figure).startswith(b"\x89PNG")
+
+
+def test_no_two_of_six_lines_look_alike() -> None:
+    (axes,) = lines({f"series {n}": np.arange(3.0) for n in range(6)}, "title", "x", "y").axes
+    assert len({line.get_color() for line in axes.lines}) == 6
+
+
+def test_curves_have_their_points_and_marks() -> None:
+    series = {"a": (np.array([0.0, 2.0, 5.0]), np.array([1.0, 3.0, 2.0])), "b": (np.arange(20.0), np.arange(20.0))}
+    (axes,) = curves(series, {"here": (2.0, 3.0)}, "title", "moved", "balancedness").axes
+    assert axes.lines[0].get_xydata().tolist() == [[0, 1], [2, 3], [5, 2]]
+    assert axes.lines[2].get_xydata().tolist() == [[2, 3]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b", "here"]

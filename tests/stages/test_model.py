@@ -90,3 +90,9 @@ def test_tensors_that_cannot_be_are_refused(shape: list[int], dtype: str, messag
     with pytest.raises(BadInput) as caught:
         TensorSpec("w", shape, dtype)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
+def test_a_share_of_a_step_is_from_0_to_1(fraction: float) -> None:
+    with pytest.raises(BadInput, match=r"model\.moe_time_fraction=.* is not possible: allowed are 0 to 1\."):
+        ModelSpec(tensors=TENSORS, moe_time_fraction=fraction)
