@@ -8,14 +8,16 @@ form chains, and cycles, in which each row waits for the one that reads its slot
 that does not fit one batch is opened at one row, which is staged first, waits in staging (it is *parked*) and is
 committed last. Rows are staged on each rank in one global order in which every row comes after those it waits for, and
 cycles lie one behind the other: so at most one row that has to wait can keep a rank from going on, and two rows of
-staging are enough for any plan.
+staging are enough for any plan. No rank parks experts in all of its rows: one is free after every batch, through which
+a parked expert can go elsewhere when the update has to stop.
 
 Hops that forward what an earlier hop brought form a tree, which is staged in one batch, `phase` by phase.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numba import njit
@@ -45,6 +47,13 @@ class Batches:
 
     def __len__(self) -> int:
         return len(self.after)
+
+    def digest(self) -> str:
+        """A name for this way to cut."""
+        found = hashlib.sha256()
+        for column in fields(self):
+            found.update(np.ascontiguousarray(getattr(self, column.name)).data)
+        return found.hexdigest()
 
 
 def cut(
@@ -215,7 +224,8 @@ def _simulate(
     sequence: Ints, step: Ints, order: Ints, begin: Ints, reads: Ints, src: Ints, dst: Ints,
     ranks: int, rows: int, at_once: int, at_least: int, sends_at_once: int,
 ) -> tuple[Ints, Ints, Ints, Ints]:  # pragma: no cover  # fmt: skip
-    """Stage units in order of `sequence`, each rank as many as it has room for; commit what nobody waits for.
+    """Stage units in order of `sequence`, each rank as many as it has room for; commit what nobody waits for. Of each
+    rank's rows all but one may be parked.
 
     A unit whose ranks have no room is passed over and bars them for the rest of the batch, so that each rank keeps
     its order. [n], [n], [n], [B]: stage, commit and row of each network row, and `after` of each batch.
@@ -232,6 +242,7 @@ def _simulate(
     soon = np.zeros(ranks, dtype=np.int64)  # rows that the batch before gives back
     barred = np.empty(ranks, dtype=np.bool_)
     arriving, leaving = np.zeros(ranks, dtype=np.int64), np.zeros(ranks, dtype=np.int64)
+    parked, parking = np.zeros(ranks, dtype=np.int64), np.zeros(ranks, dtype=np.int64)
     lacking = np.bincount(dst, minlength=ranks)
     limit = np.empty(ranks, dtype=np.int64)
     chosen, waiting = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
@@ -248,6 +259,7 @@ def _simulate(
         for lag in (2, 1):
             arriving[:] = 0
             leaving[:] = 0
+            parking[:] = parked
             barred[:] = False
             bars, kept, at = 0, 0, 0
             while at < min(remaining, window) and bars < ranks:
@@ -261,12 +273,17 @@ def _simulate(
                     room = free[dst[n]] if lag == 2 else free[dst[n]] + soon[dst[n]]
                     if barred[dst[n]] or arriving[dst[n]] >= min(limit[dst[n]], room):
                         fits = False
+                    if readers[n] and parking[dst[n]] >= rows - 1:
+                        fits = False
                 if leaving[src[order[begin[unit]]]] >= sends_at_once:
                     fits = False
                 for i in range(begin[unit], begin[unit + 1]):
                     n = order[i]
                     if fits:
                         arriving[dst[n]] += 1
+                        parking[dst[n]] += readers[n] > 0
+                        if reads[n] >= 0:
+                            readers[reads[n]] -= 1
                         chosen[found] = n
                         found += 1
                     elif not barred[dst[n]]:
@@ -290,13 +307,12 @@ def _simulate(
         for i in range(found):
             n = chosen[i]
             stage[n] = batch
-            if reads[n] >= 0:
-                readers[reads[n]] -= 1
             waiting[waiters] = n
             waiters += 1
         free += soon - arriving
         lacking -= arriving
         soon[:] = 0
+        parked[:] = 0
         kept = 0
         for i in range(waiters):
             n = waiting[i]
@@ -305,6 +321,7 @@ def _simulate(
                 used_by[dst[n], row[n]] = batch
                 soon[dst[n]] += 1
             else:
+                parked[dst[n]] += 1
                 waiting[kept] = n
                 kept += 1
         waiters = kept

@@ -8,9 +8,13 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages.errors import BadInput, Corruption, MoesaicError
 from stages.update.progress_board import STEPS, Phase, where
+
+if TYPE_CHECKING:
+    from stages.contract import StageResult
 
 PEER_LOST = re.compile(
     r"connection (closed|reset|refused)|broken pipe|socket|recvvalue|sendbytes|remote process exited|"
@@ -18,6 +22,14 @@ PEER_LOST = re.compile(
     re.IGNORECASE,
 )
 """What a rank says when another one went away: a consequence, not a cause."""
+
+
+class RanksLost(MoesaicError):
+    """`ranks` died, or fell silent, and what they held is gone with them."""
+
+    def __init__(self, message: str, ranks: Sequence[int], result: StageResult | None = None) -> None:
+        super().__init__(message, result)
+        self.ranks = tuple(ranks)
 
 
 TIMED_OUT = re.compile(r"timed out|timeout", re.IGNORECASE)
@@ -54,7 +66,8 @@ class Death:
 
     def __str__(self) -> str:
         if self.error:
-            return f"rank {self.rank} failed {where(self.phase, self.layer)}: {tidy(self.error)}"
+            said = tidy(self.error.removeprefix(f"{MoesaicError.__name__}: "))
+            return f"rank {self.rank} failed {where(self.phase, self.layer)}: {said}"
         place = where(self.phase, self.layer) + (" of the update" if self.phase in STEPS else "")
         if self.signal_name:
             return f"rank {self.rank} was killed by {self.signal_name} {place}"

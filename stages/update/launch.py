@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import MoesaicError
-from stages.update.failures import TIMED_OUT, Death, as_raised, recorded_error, root_cause
+from stages.update.failures import TIMED_OUT, Death, RanksLost, as_raised, recorded_error, root_cause
 from stages.update.machine import cores
 from stages.update.network import network_defaults
 from stages.update.progress_board import OnReport, ProgressBoard, silent, where
@@ -155,9 +155,12 @@ def _failure(codes: list[int | None], context: PContext, board: ProgressBoard) -
         return MoesaicError("A rank ended by SIGTERM.")
     cause = root_cause(deaths)
     silent_ranks = [rank for rank in range(len(codes)) if rank not in {death.rank for death in deaths}]
-    failure = as_raised(cause.error) or MoesaicError(
-        str(cause) + (_silence(silent_ranks, board) if TIMED_OUT.search(cause.error) else "")
-    )
+    lost = [death.rank for death in deaths if not death.error]
+    sentence = str(cause)
+    if TIMED_OUT.search(cause.error):
+        sentence += _silence(silent_ranks, board)
+        lost += silent_ranks
+    failure = as_raised(cause.error) or (RanksLost(sentence, lost) if lost else MoesaicError(sentence))
     log = Path(context.stderrs[cause.rank])
     tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:] if log.exists() else []
     failure.add_note(cause.traceback or "\n".join(tail))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stages.transfers import Ints
 from stages.update.lane import Fault
-from stages.update.rank import Rank
+
+if TYPE_CHECKING:
+    from stages.update.rank import Rank
 
 
 def all_faults(rank: Rank, own: Sequence[Fault]) -> Ints:
