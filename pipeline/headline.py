@@ -26,6 +26,8 @@ def _bytes(count: float) -> str:
     return f"{count:.4g} TB"
 
 
+PARTS = ("pack", "network", "hash", "commit", "wait")
+
 ROWS = (
     Row("Tokens observed", "collect", ("tokens", "windows"), lambda t, w: f"{t:,.0f} in {w:,.0f} windows"),
     Row("Balancedness before", "place", ("balancedness_before",), lambda b: f"{b:.4f}"),
@@ -41,6 +43,10 @@ ROWS = (
     Row(
         "Update time", "update", ("update_seconds", "effective_gb_per_s", "link_gb_per_s"),
         lambda s, e, l: f"{s:.3g} s  ({e:.3g} GB/s into the busiest rank; the link alone {l:.3g} GB/s)",
+    ),
+    Row(
+        "Parts, overlapping", "update", tuple(f"{part}_seconds" for part in PARTS),
+        lambda *parts: ", ".join(f"{part} {s * 1e3:.3g} ms" for part, s in zip(PARTS, parts, strict=True)),
     ),
     Row(
         "Checksums", "verify", ("checksums_compared", "mismatches"),

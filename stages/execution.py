@@ -15,6 +15,7 @@ class Execution:
 
     `received_bytes` and `sent_bytes` count what crossed between ranks; `layer_seconds` is the slowest rank's, of the
     reference executor; `split` is what the slowest rank spent in each part of the pipelined one (parts overlap).
+    `peak_bytes` is the most memory that a rank took beside its weights, measured.
     `committed` of `batches` are done, `first` of them by an earlier run, and `resent` is how often one was sent again.
     `weights`: where the weights came from (`update.weights`), which decides what they can be recomputed from.
     """
@@ -36,6 +37,7 @@ class Execution:
     layer_seconds: list[float]
     weights: str = "synthetic"
     transport: str = ""
+    peak_bytes: int = 0
     batches: int = 0
     committed: int = 0
     first: int = 0

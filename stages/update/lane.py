@@ -13,7 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.update.staging import Staging
-from stages.update.truth import Sums
+
+if TYPE_CHECKING:
+    from stages.update.program import Arrivals
+    from stages.update.truth import Sums
 
 if TYPE_CHECKING:
     from stages.update.program import Arrivals

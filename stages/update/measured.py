@@ -20,7 +20,7 @@ class Measured:
     """K tensors an expert, S = len(TIMED) spans.
 
     before, after:  uint64 [L, P, K]
-    received, sent, staging: int64 [R], bytes
+    received, sent, staging, peak: int64 [R], bytes; peak: of all memory that the update took beside the weights
     seconds:        float64 [R], of the update
     spans:          float64 [R, S, 2], begin and end in seconds since the ranks met
     events:         float64 [R, M, 4], what (a number in EVENTS), of which layer or batch, begin, end; NaN where a rank
@@ -37,6 +37,7 @@ class Measured:
     received: npt.NDArray[np.int64]
     sent: npt.NDArray[np.int64]
     staging: npt.NDArray[np.int64]
+    peak: npt.NDArray[np.int64]
     seconds: npt.NDArray[np.float64]
     spans: npt.NDArray[np.float64]
     events: npt.NDArray[np.float64]

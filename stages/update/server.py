@@ -1,5 +1,4 @@
-"""Imported by the server alone that local ranks are forked from, so that they find torch and their code in memory, what
-numba compiles too."""
+"""Imported by the server alone that local ranks are forked from, so that they find torch and their code in memory."""
 
 from __future__ import annotations
 
@@ -13,6 +12,7 @@ from stages.direct import direct_transfers
 from stages.update.process import run_rank  # noqa: F401
 from stages.update.worker import save_update  # noqa: F401
 
+# What numba has compiled is in memory too.
 cut(direct_transfers(np.array([[0, 1]]), np.array([[1, 0]]), 2, 2, 1), 1, 2, 2, rows=2, at_once=1)
 
 # The server has nothing to clean up, and taking torch down takes a second in which it would outlive the run.

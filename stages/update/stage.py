@@ -111,6 +111,7 @@ def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Mea
         sent_bytes=measured.sent.tolist(),
         link_gb_per_s=float(measured.link_gb_per_s[0]),
         staging_bytes=int(measured.staging.max()),
+        peak_bytes=int(measured.peak.max()),
         checksum_seconds=measured.checksum_seconds(),
         rank_seconds=measured.seconds.tolist(),
         layer_seconds=measured.event_seconds("layer").max(axis=0).tolist(),
@@ -132,7 +133,7 @@ def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Mea
         *finish_shards(config, job, folder),
     )
     metrics = (
-        "update_seconds", "moved_bytes", "effective_gb_per_s", "link_gb_per_s", "link_efficiency", "staging_bytes",
+        "update_seconds", "moved_bytes", "effective_gb_per_s", "link_gb_per_s", "link_efficiency", "staging_bytes", "peak_bytes",
     )  # fmt: skip
     result = StageResult(
         files=files,
@@ -175,6 +176,7 @@ def _note(config: UpdateStageConfig, execution: Execution, job: Job) -> str:
         f"| link, measured in the same run | {execution.link_gb_per_s:.2f} GB/s |\n"
         f"| share of the link | {execution.link_efficiency:.1%} |\n"
         f"| staging a rank | {execution.staging_bytes:,} bytes |\n"
+        f"| memory beside the weights at most, measured | {execution.peak_bytes:,} bytes |\n"
         f"| hashing before and after | {execution.checksum_seconds * 1e3:.1f} ms |\n\n"
         f"`{paths.TRACE}` shows every rank and layer over time; open it in [Perfetto](https://ui.perfetto.dev).\n"
     )

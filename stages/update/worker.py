@@ -23,6 +23,7 @@ from stages.update.measured import Measured
 from stages.update.moved import EVENTS, Moved
 from stages.update.nccl_memory import registrable
 from stages.update.outputs import Outputs
+from stages.update.peak import Peak
 from stages.update.progress_board import Phase
 from stages.update.rank import Rank
 from stages.update.save import save_shard
@@ -56,6 +57,7 @@ def update_rank(rank: Rank, config: UpdateStageConfig, job: Job, hooks: Hooks = 
     names = [spec.name for spec in specs]
     all_before = _all_slots(rank, before)
     truth = agreed_truth(all_before, job.old, job.experts, names, job.ranks)
+    peak = Peak(rank.device)
     with spans(Phase.compile):
         if config.update.executor == "reference":
             run = reference.prepare(rank, config, job, weights, spans.start)
@@ -63,6 +65,7 @@ def update_rank(rank: Rank, config: UpdateStageConfig, job: Job, hooks: Hooks = 
             run = pipelined.prepare(rank, config, job, weights, truth, spans.start, hooks)
     with spans(Phase.update):
         moved = run()
+    peak_bytes = peak.nbytes()
     _check_bytes(rank, job, moved)
     with spans(Phase.checksum_after):
         after = checksums(weights)
@@ -75,8 +78,8 @@ def update_rank(rank: Rank, config: UpdateStageConfig, job: Job, hooks: Hooks = 
         save_shard(config, job, rank.rank, weights, after)
     rank.report(Phase.done)
 
-    numbers = torch.tensor([moved.received_bytes, moved.sent_bytes, moved.staging_bytes, moved.committed])
-    received, sent, staging, committed = rank.gather(numbers).numpy().T
+    numbers = torch.tensor([moved.received_bytes, moved.sent_bytes, moved.staging_bytes, peak_bytes, moved.committed])
+    received, sent, staging, peaks, committed = rank.gather(numbers).numpy().T
     seconds = rank.gather(torch.tensor([moved.seconds], dtype=torch.float64)).numpy()
     events = [(EVENTS.index(what), *event) for what, *event in moved.events]
     return Measured(
@@ -85,6 +88,7 @@ def update_rank(rank: Rank, config: UpdateStageConfig, job: Job, hooks: Hooks = 
         received=received,
         sent=sent,
         staging=staging,
+        peak=peaks,
         seconds=seconds[:, 0],
         spans=rank.gather(torch.tensor(spans.found, dtype=torch.float64)).numpy(),
         events=rank.gather_rows(np.array(events, dtype=np.float64).reshape(-1, 4)),

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import statistics
+import subprocess
 import sys
 import tempfile
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from stages.update.launch import launch
-from stages.update.machine import gpus, nccl_version
+from stages.update.machine import cpu_name, gpus, nccl_version
 from tests.bench.update_ranks import VARIANTS, Question, measure
 from tests.gpu.models import read_model
+
+DOCS = Path(__file__).parents[2] / "docs" / "benchmarks"
 
 
 def one_line(r: dict[str, Any]) -> str:
@@ -69,6 +74,26 @@ COLUMNS = (
 HEADER = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
 
 
+def device() -> str:
+    return f"{len(gpus())} x {gpus()[0].name}" if gpus() else cpu_name()
+
+
+def heading(ranks: int) -> list[str]:
+    """What ran, on what, by which command."""
+    facts = [device(), f"{ranks} ranks", f"torch {torch.__version__}"]
+    if gpus():
+        driver = said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[0]
+        facts += [f"NCCL {nccl_version()}", f"driver {driver}"]
+    facts.append(f"commit {said('git', 'rev-parse', '--short', 'HEAD') or 'unknown'}")
+    command = f"PYTHONPATH=. python -m tests.bench.bench_update {shlex.join(sys.argv[1:])}"
+    return ["# The update, by executor and transport", "", ", ".join(facts) + ".", "", f"    {command}", ""]
+
+
+def said(*command: str) -> str:
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", default=["qwen3_30b_a3b"], help="names in conf/model, or NAME:LAYERS")
@@ -80,7 +105,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--staging-mib", type=float, default=1024)
     parser.add_argument("--least-mib", type=float, default=64)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="default: a new report in docs/benchmarks")
     options = parser.parse_args()
     ranks = options.ranks or max(2, len(gpus()))
     backend = "nccl" if gpus() else "gloo"
@@ -103,18 +128,10 @@ def main() -> int:
             for r in found:
                 print(one_line(r), flush=True)
             results += found
-    device = f"{len(gpus())} x {gpus()[0].name}, NCCL {nccl_version()}" if gpus() else "CPU"
-    lines = [
-        f"{device}, torch {torch.__version__}, {ranks} ranks.",
-        "",
-        f"    PYTHONPATH=. python -m tests.bench.bench_update {shlex.join(sys.argv[1:])}",
-        "",
-        *HEADER,
-        *table(results),
-    ]
-    print("\n".join(lines))
-    if options.out:
-        options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = "\n".join([*heading(ranks), *HEADER, *table(results)]) + "\n"
+    out = options.out or DOCS / f"{date.today()}-update-{re.sub('[^a-z0-9]+', '-', device().lower()).strip('-')}.md"
+    out.write_text(text, encoding="utf-8")
+    print(f"{text}\nwritten to {out}")
     return 0 if all(r["wrong"] == 0 for r in results) else 3
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from stages.direct import direct_transfers
 from stages.expert_map import slots_for
@@ -20,6 +19,7 @@ from stages.update.config import UpdateOptions, UpdateStageConfig
 from stages.update.job import make_job
 from stages.update.link import connect_all, measure_link
 from stages.update.nccl_memory import registrable
+from stages.update.peak import Peak
 from stages.update.rank import Rank
 from stages.update.weights import allocate, checksums, fill
 from tests.gpu.models import random_map
@@ -84,16 +84,14 @@ def measure(rank: Rank, question: Question, found: Path) -> None:
             fill(weights, config, old[:, own])
             rank.synchronize()
             began = time.perf_counter()
-            if rank.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-                before = torch.cuda.memory_allocated()
+            peak = Peak(rank.device)
             if config.update.executor == "reference":
                 run = reference.prepare(rank, config, job, weights, began)
             else:
                 run = pipelined.prepare(rank, config, job, weights, expected, began)
             compiled = time.perf_counter() - began
             moved = run()
-            peak = torch.cuda.max_memory_allocated() - before if rank.device.type == "cuda" else 0
+            taken = peak.nbytes()
             seconds = rank.slowest(moved.seconds)
             after = checksums(weights)
             wrong = int((after != expected[np.arange(model.layers)[:, None], new[:, own]]).sum())
@@ -107,7 +105,7 @@ def measure(rank: Rank, question: Question, found: Path) -> None:
                 results.append({
                     "model": model.name, "variant": name, "repeat": repeat, "seconds": seconds, "link": link, "wrong": wrong,
                     "received": received, "gb_per_s": received / seconds / 1e9, "efficiency": received / seconds / 1e9 / link,
-                    "staging": moved.staging_bytes, "peak": peak, "compile": compiled, "batches": moved.batches,
+                    "staging": moved.staging_bytes, "peak": taken, "compile": compiled, "batches": moved.batches,
                     "split": split, "slots": slots, "moved": int(job.received_bytes().sum()),
                 })  # fmt: skip
     if rank.rank == 0:

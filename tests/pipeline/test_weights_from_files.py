@@ -108,7 +108,6 @@ def test_saved_shards_are_the_weights_of_the_next_run(here: Path, capsys: pytest
         path.unlink()
         path.write_bytes(data.replace(content, bytes([content[0] ^ 1]) + content[1:]))
     code, last = run(here, Checkpoint(spoiled, made.model, "", made.slot), "four", *there)
-    assert (code, last.stages["update"].state) == (1, "failed")
+    assert (code, last.stages["update"].state) == (3, "failed")
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "failed while hashing slots before the update" in error
     assert f"{spoiled} (shards of 2 ranks): tensor w2_weight_scale_inv of expert 2 in layer 1 is not what was " in error

@@ -56,7 +56,15 @@ def test_what_an_update_leaves(tmp_path: Path, inputs: dict[str, Path]) -> None:
     assert execution.staging_bytes == CASE.slots_per_rank * config_of(CASE, RANKS).model.expert_bytes
     assert execution.effective_gb_per_s > 0
     assert execution.link_efficiency > 0
-    names = {"update_seconds", "moved_bytes", "effective_gb_per_s", "link_gb_per_s", "link_efficiency", "staging_bytes"}
+    names = {
+        "update_seconds",
+        "moved_bytes",
+        "effective_gb_per_s",
+        "link_gb_per_s",
+        "link_efficiency",
+        "staging_bytes",
+        "peak_bytes",
+    }
     assert dict(result.metrics) == {name: getattr(execution, name) for name in names}
 
     table = read_checksums(folder / "checksums.parquet")
@@ -114,7 +122,7 @@ def test_another_scale_than_the_plan_was_made_for(tmp_path: Path, inputs: dict[s
 
 def test_measured_survives_as_bytes() -> None:
     shapes = {
-        "before": (2, 4, 3), "after": (2, 4, 3), "received": (2,), "sent": (2,), "staging": (2,), "seconds": (2,),
+        "before": (2, 4, 3), "after": (2, 4, 3), "received": (2,), "sent": (2,), "staging": (2,), "peak": (2,), "seconds": (2,),
         "spans": (2, 6, 2), "events": (2, 3, 4), "faults": (1, 8), "held": (2, 4), "steps": (4,), "link_gb_per_s": (1,), "functional": (3,),
     }  # fmt: skip
     values = {name: np.arange(np.prod(shape)).reshape(shape) for name, shape in shapes.items()}
