@@ -81,6 +81,33 @@ def as_raised(error: str) -> MoesaicError | None:
     return kinds[name](message) if name in kinds else None
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Why an update of attached ranks ended, which all of them say alike. `lost`: ranks that died or fell silent."""
+
+    sentence: str
+    lost: tuple[int, ...] = ()
+
+    def to_text(self) -> str:
+        return json.dumps([self.sentence, self.lost])
+
+    @classmethod
+    def from_text(cls, text: str) -> Failure:
+        sentence, lost = json.loads(text)
+        return cls(sentence, tuple(lost))
+
+    def error(self) -> MoesaicError:
+        lost = RanksLost(self.sentence, self.lost) if self.lost else None
+        return as_raised(self.sentence) or lost or MoesaicError(self.sentence)
+
+
+def silence(ranks: Sequence[int], doing: str, timed_out: bool) -> Failure:
+    """Of `ranks` that say nothing any more, while others have lost them or, `timed_out`, waited for them in vain."""
+    names = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"
+    gone = "is gone" if len(ranks) == 1 else "are gone"
+    return Failure(f"{names} {'did not answer in time' if timed_out else gone}: last seen {doing}", tuple(ranks))
+
+
 def root_cause(deaths: Sequence[Death]) -> Death:
     """The death that explains the others: a signal from outside, then the earliest error that is no consequence, then
     an end without a word or an abort (which a lost peer can bring about too), then the earliest error of all."""

@@ -21,7 +21,7 @@ import pytest
 from stages.batches import Batches, reached
 from stages.checksum_table import read_checksums
 from stages.contract import silent
-from stages.errors import Corruption, MoesaicError
+from stages.errors import BadInput, Corruption, MoesaicError
 from stages.execution import read_execution
 from stages.expert_map import EMPTY, ExpertMap
 from stages.holdings import Holdings, read_holdings
@@ -209,6 +209,18 @@ def test_what_cannot_be_put_down_is_named(place: functools.partial[Place]) -> No
     here.check_the_next_run(3)
 
 
+def test_ranks_that_would_run_other_batches_run_none(place: functools.partial[Place]) -> None:
+    here = place(CYCLES)
+    with pytest.raises(BadInput) as caught:
+        here.run(Trouble("other_batches", who=2))
+    assert str(caught.value) == (
+        "Rank 2 has another plan than rank 0, or cuts it into other batches: nothing was moved; start all ranks with the "
+        "same command, code and versions."
+    )
+    assert not Path("outputs").exists()
+    here.check_the_next_run(0)
+
+
 def test_replicas_that_disagree_are_named_before_anything_moves(place: functools.partial[Place]) -> None:
     here = place(replace(REPLICAS, experts=4, seed=3))
     error, holdings = here.fail(Trouble("disagree"))
@@ -233,7 +245,7 @@ def test_a_rank_that_is_killed_is_named_with_its_slots(
     place: functools.partial[Place], what: str, committed: tuple[int, ...]
 ) -> None:
     """A batch is sent while the one before is checked, and other ranks may be one batch behind."""
-    here = place(CYCLES)
+    here = place(replace(CYCLES, experts=24), 8) if what == "kill_after" else place(CYCLES)
     error, holdings = here.fail(Trouble(what))
     assert isinstance(error, RanksLost)
     found = re.match(

@@ -7,13 +7,14 @@ import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from stages.batches import Batches
 from stages.update import host_lane, machinery, pipelined, worker
 from stages.update.config import UpdateStageConfig
 from stages.update.job import Job
@@ -21,7 +22,7 @@ from stages.update.journal import HEADER_BYTES, Journal
 from stages.update.lane import Hooks
 from stages.update.program import Program
 from stages.update.rank import Rank
-from stages.update.staging import Staging
+from stages.update.staging import Budget, Staging
 from stages.update.weights import Weights, checksums
 from stages.update.worker import update_rank
 
@@ -142,6 +143,17 @@ def disagree(rank: Rank, trouble: Trouble, kept: list[Weights]) -> Hooks:
     return Hooks()
 
 
+def other_batches(rank: Rank, trouble: Trouble, kept: list[Weights]) -> Hooks:
+    """The rank cuts the plan in another way."""
+    batches_of = pipelined.batches_of
+
+    def cut_otherwise(job: Job, spent: Budget, steps: np.ndarray) -> Batches:
+        return batches_of(job, replace(spent, rows=spent.rows + 1), steps)
+
+    pipelined.batches_of = cut_otherwise
+    return Hooks()
+
+
 def no_memory(rank: Rank, trouble: Trouble, kept: list[Weights]) -> Hooks:
     """The address space has no room for staging."""
     assemble = pipelined.assemble
@@ -192,7 +204,7 @@ def no_growth() -> Iterator[None]:
 HOOKS: dict[str, Made] = {
     function.__name__: function
     for function in (
-        flip, nothing_arrives, wrong_expert, kill, kill_during, kill_while_writing, kill_after, stop, disagree, no_memory, no_disk,
+        flip, nothing_arrives, wrong_expert, kill, kill_during, kill_while_writing, kill_after, stop, disagree, other_batches, no_memory, no_disk,
         no_disk_later,
     )
 }  # fmt: skip
