@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -131,6 +132,17 @@ def stop(rank: Rank, trouble: Trouble, kept: list[Weights]) -> Hooks:
     return Hooks(before_send=lambda batch: os.kill(os.getpid(), signal.SIGSTOP) if batch == trouble.batch else None)
 
 
+def wait(rank: Rank, trouble: Trouble, kept: list[Weights]) -> Hooks:
+    """The batch is not sent until somebody ends this rank, which has left a sign."""
+
+    def stay(batch: int) -> None:
+        if batch == trouble.batch:
+            Path("waiting").touch()
+            time.sleep(600)
+
+    return Hooks(before_send=stay)
+
+
 def disagree(rank: Rank, trouble: Trouble, kept: list[Weights]) -> Hooks:
     """One bit of one replica differs before anything moves."""
     fill = worker.fill
@@ -201,13 +213,11 @@ def no_growth() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-HOOKS: dict[str, Made] = {
-    function.__name__: function
-    for function in (
-        flip, nothing_arrives, wrong_expert, kill, kill_during, kill_while_writing, kill_after, stop, disagree, other_batches, no_memory, no_disk,
-        no_disk_later,
-    )
-}  # fmt: skip
+TROUBLES = (
+    flip, nothing_arrives, wrong_expert, kill, kill_during, kill_while_writing, kill_after, stop, wait, disagree,
+    other_batches, no_memory, no_disk, no_disk_later,
+)  # fmt: skip
+HOOKS: dict[str, Made] = {function.__name__: function for function in TROUBLES}
 
 
 def die(now: bool) -> None:
