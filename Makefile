@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test coverage check format bench-place bench-update bench-checksum clean
+.PHONY: help install install-dev demo test coverage check format bench-place bench-eplb bench-plan bench-update bench-checksum clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,10 +26,11 @@ demo: install  ## the main job on real loads: 2 nodes × 4 GPUs as 8 ranks on th
 	$(BIN)/moesaic run
 
 test: install-dev  ## all tests that need no GPU
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist worksteal -m "not alone"
+	$(BIN)/pytest -m alone
 
 coverage: install-dev  ## the tests, with the coverage of stages and pipeline
-	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/pytest -n 2 --dist worksteal -m "not alone" --cov --cov-report=term --cov-fail-under=90
 
 check: install-dev  ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -41,8 +42,14 @@ format: install-dev  ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench-place: install-dev  ## EPLB against the published loops
+bench-place: install-dev  ## the placement policies against each other; tables in outputs/bench_place and in MLflow
+	$(BIN)/python -m tests.bench.bench_place
+
+bench-eplb: install-dev  ## EPLB for all layers at once against its published loops
 	$(BIN)/python -m tests.bench.bench_eplb
+
+bench-plan: install-dev  ## full plans, from 32 to 4,096 GPUs
+	$(BIN)/python -m tests.bench.bench_plan
 
 bench-update: install-dev  ## the executors and transports side by side, on all GPUs or on CPU ranks
 	$(BIN)/python -m tests.bench.bench_update --out outputs/bench_update.md $(if $(shell command -v nvidia-smi),,--model gpt_oss_20b)

@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from pipeline import attached, table
+from pipeline import attached, sweep, table
 from pipeline.lifecycle import Terminated
 from pipeline.runner import Request, run_pipeline
 from pipeline.schema import CONF, register, sentence
@@ -30,11 +30,11 @@ def run(arguments: list[str]) -> int:
     failures: list[Exception] = []
 
     def task(config: DictConfig) -> None:
-        sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        swept = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
             _run_once(config)
         except Exception as error:
-            if not sweep:
+            if not swept:
                 raise
             # A point of a sweep that cannot be is recorded with its reason; the others still run.
             sys.stderr.write(f"{sentence_of(error)}\n")
@@ -50,8 +50,15 @@ def run(arguments: list[str]) -> int:
             return followed
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
         code = max((getattr(error, "exit_code", 1) for error in failures), default=0)
+        cause = (
+            f"{len(failures)} of the sweep's runs failed, the last with: {sentence_of(failures[-1])}"
+            if failures
+            else ""
+        )
+        if ended := sweep.close("FAILED" if failures else "FINISHED", cause):
+            table.comparison(*ended)
         if failures:
-            _last_line(f"{len(failures)} of the sweep's runs failed, the last with: {sentence_of(failures[-1])}")
+            _last_line(cause)
     except (HydraException, OmegaConfBaseException, BadInput) as error:
         code = BadInput.exit_code
         _last_line(config_sentence(error))
@@ -71,6 +78,7 @@ def run(arguments: list[str]) -> int:
         _last_line(sentence_of(error))
     finally:
         sys.argv = before
+        sweep.close("KILLED", "The sweep was ended before its last point.")
         attached.release(code)
     return code
 
@@ -78,12 +86,13 @@ def run(arguments: list[str]) -> int:
 def _run_once(config: DictConfig) -> None:
     runtime = HydraConfig.get()
     directory = Path(runtime.runtime.output_dir)
-    sweep = str(Path(runtime.sweep.dir).absolute()) if runtime.mode == RunMode.MULTIRUN else None
+    swept = str(Path(runtime.sweep.dir).absolute()) if runtime.mode == RunMode.MULTIRUN else None
     overrides = list(OmegaConf.to_container(runtime.overrides.task) or [])
-    if sweep:
+    if swept:
         table.say(f"\n{runtime.job.num}: {' '.join(overrides)}")
     with table.progress() as progress:
-        request = Request(config, directory, overrides, table.say, progress, sweep)
+        parent = sweep.parent_of(swept) if swept else None
+        request = Request(config, directory, overrides, table.say, progress, swept, parent)
         try:
             summary = run_pipeline(request)
         except MoesaicError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from pathlib import Path
 from types import ModuleType
 
 from stages.errors import MoesaicError
@@ -19,9 +20,8 @@ def follow(arguments: list[str]) -> int | None:
 
     from pipeline.schema import CONF, check, stage_config
 
-    overrides = [argument for argument in arguments if "=" in argument or argument.startswith(("~", "+"))]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", overrides)
+        config = compose("config", overrides_of(arguments))
     _, specs = check(config)
     for spec in specs:
         if spec.followers is None:
@@ -35,6 +35,21 @@ def follow(arguments: list[str]) -> int | None:
         module.lead()
         _LEADING.append(module)
     return None
+
+
+def overrides_of(arguments: list[str]) -> list[str]:
+    """What of a command line is an override, with `--config-dir` as one."""
+    overrides, folders = [], []
+    rest = iter(arguments)
+    for argument in rest:
+        name, _, value = argument.partition("=")
+        if name in ("--config-dir", "-cd"):
+            folders.append(Path(value or next(rest, "")).absolute())
+        elif not argument.startswith("--") and ("=" in argument or argument.startswith(("~", "+"))):
+            overrides.append(argument)
+    if folders:
+        overrides.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]")
+    return overrides
 
 
 def release(exit_code: int) -> None:

@@ -68,6 +68,14 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="what this machine can run, what is missing, and how to get it")
     doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.add_argument(
+        "--calibrate", nargs="?", const="conf/topology/measured.yaml", metavar="FILE",
+        help="measure the links and write them as a topology (default: conf/topology/measured.yaml); on several hosts "
+        "started by torchrun on each",
+    )  # fmt: skip
+    doctor.add_argument("--nodes", type=_count, metavar="N", help="to calibrate: how many nodes the ranks make up")
+    doctor.add_argument("--gpus-per-node", type=_count, metavar="N", help="to calibrate: ranks of a node")
+    doctor.add_argument("--backend", choices=["auto", "gloo", "nccl"], default="auto", help="to calibrate")
     doctor.set_defaults(command=_doctor)
 
     for command in (status, export, ui, doctor):
@@ -106,6 +114,15 @@ def _ui(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    if options.calibrate is not None:
+        from pathlib import Path
+
+        from pipeline.calibration import calibrate
+
+        told = calibrate(Path(options.calibrate), options.nodes, options.gpus_per_node, options.backend)
+        if told is not None:
+            print(told)
+        return 0
     from pipeline.doctor import examine, render
 
     findings = examine(options.tracking_uri)

@@ -18,7 +18,8 @@ class StageDeclaration:
     """`target`: the stage function. `config`: the config groups it is given. `inputs`: name -> `stage/file`.
 
     `outputs`: files that other stages may take. `followers`: a module for ranks that another launcher started; it
-    has `is_attached`, `is_leader`, `follow` and `release`.
+    has `is_attached`, `is_leader`, `follow` and `release`. `calibration`: a module that measures what predictions
+    need of this machine; it has `calibrate`.
     """
 
     target: str
@@ -26,6 +27,7 @@ class StageDeclaration:
     inputs: dict[str, str] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
     followers: str | None = None
+    calibration: str | None = None
 
 
 @dataclass
@@ -56,6 +58,7 @@ class StageSpec:
     inputs: Mapping[str, tuple[str, str]]
     outputs: tuple[str, ...]
     followers: str | None
+    calibration: str | None
 
     def function(self) -> StageFunction:
         module, _, name = self.target.rpartition(".")
@@ -91,7 +94,17 @@ def read_declaration(stages: Mapping[str, StageDeclaration]) -> list[StageSpec]:
                 )
             inputs[key] = (origin, file)
         offered.update((name, file) for file in stage.outputs)
-        specs.append(StageSpec(name, stage.target, tuple(stage.config), inputs, tuple(stage.outputs), stage.followers))
+        specs.append(
+            StageSpec(
+                name,
+                stage.target,
+                tuple(stage.config),
+                inputs,
+                tuple(stage.outputs),
+                stage.followers,
+                stage.calibration,
+            )
+        )
     if not specs:
         raise BadInput("pipeline.stages is empty: there is nothing to run.")
     return specs

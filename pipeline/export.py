@@ -54,4 +54,4 @@ def _artifacts(store: Store, place: Run, run: Run) -> tuple[Placement, tuple[int
         if paths.sha256(tensors) != read_manifest(manifest).outputs[paths.PLACEMENT]:
             raise BadInput(f"Artifact {paths.PLACEMENT} of run {place.info.run_id[:8]} was changed since it was made.")
         model = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]
-        return read_placement(tensors), (int(model["first_moe_layer"]), list(model["dense_layers"]))
+        return read_placement(tensors).without_frame(), (int(model["first_moe_layer"]), list(model["dense_layers"]))

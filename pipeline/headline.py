@@ -18,7 +18,7 @@ class Row:
     text: Callable[..., str]
 
 
-def _bytes(count: float) -> str:
+def bytes_text(count: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.4g} {unit}"
@@ -35,10 +35,11 @@ ROWS = (
         "Balancedness after", "place", ("balancedness", "balancedness_worst_layer"),
         lambda b, w: f"{b:.4f}  (worst layer {w:.4f}; 1 is perfect)",
     ),
+    Row("Room left", "place", ("optimality_gap",), lambda g: f"at most {g:.2%} in any layer (proven)"),
     Row("On unseen windows", "place", ("balancedness_next_window",), lambda b: f"{b:.4f}"),
     Row("Slots that change GPU", "place", ("moved_slots",), lambda m: f"{m:,.0f}"),
-    Row("Bytes within nodes", "plan", ("same_node_bytes",), _bytes),
-    Row("Bytes across nodes", "plan", ("cross_node_bytes",), _bytes),
+    Row("Bytes within nodes", "plan", ("same_node_bytes",), bytes_text),
+    Row("Bytes across nodes", "plan", ("cross_node_bytes",), bytes_text),
     Row("Predicted time", "plan", ("predicted_seconds",), lambda s: f"{s:.3g} s"),
     Row(
         "Update time", "update", ("update_seconds", "effective_gb_per_s", "link_gb_per_s"),

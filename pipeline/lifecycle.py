@@ -94,11 +94,15 @@ def heartbeat(store: Store, run_id: str, seconds: float) -> Iterator[None]:
 def reap_orphans(store: Store) -> list[str]:
     """Mark runs, and their stages, as KILLED whose process is gone; their ids."""
     reaped = []
-    for run in store.search(f"attributes.status = 'RUNNING' and tags.`{TAG}kind` = 'run'", limit=1000):
+    running = "attributes.status = 'RUNNING' and tags.`{}kind` = '{}'"
+    runs = [run for kind in ("run", "sweep") for run in store.search(running.format(TAG, kind), limit=1000)]
+    for run in runs:
         if _alive(run):
             continue
         children = store.search(
-            f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{run.info.run_id}'", limit=1000
+            f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{run.info.run_id}' "
+            f"and tags.`{TAG}kind` = 'stage'",
+            limit=1000,
         )
         for orphan in (*children, run):
             store.tag(orphan.info.run_id, {"orphan": "true"})

@@ -33,9 +33,12 @@ MACHINE = "machine.json"
 DIFF = "git.diff.txt"  # an ending that the UI shows
 
 
-def start_run(store: Store, config: DictConfig, overrides: list[str], tags: Mapping[str, str]) -> str:
+def start_run(
+    store: Store, config: DictConfig, overrides: list[str], tags: Mapping[str, str], parent: str | None = None
+) -> str:
     """A new run with its config, its overrides and the code's state. The id of the run."""
-    run_id = store.start(_name(config, overrides), {**tags, **_provenance()})
+    kept = {"overrides": "\n".join(overrides)}
+    run_id = store.start(_name(config, overrides), {**tags, **kept, **_provenance()}, parent)
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     store.params(run_id, _flat({str(k): v for k, v in plain.items() if k != "pipeline"}))
@@ -48,6 +51,12 @@ def start_run(store: Store, config: DictConfig, overrides: list[str], tags: Mapp
             paths.write_text(folder / DIFF, diff)
         store.artifacts(run_id, folder)
     return run_id
+
+
+def start_sweep(store: Store, overrides: list[str], tags: Mapping[str, str]) -> str:
+    """A new run that those of a sweep's points are put under. The id of the run."""
+    swept = [o for o in overrides if not o.lstrip("+~").startswith(("tracking", "run.", "hydra"))]
+    return store.start(f"sweep {' '.join(swept)}"[:200].strip(), {**tags, **_provenance()})
 
 
 def finish_run(store: Store, summary: Summary, directory: Path, status: str) -> None:
@@ -78,7 +87,7 @@ class StageRecord:
         self.store.datasets(self.run_id, result.datasets)
         self.store.artifacts(self.run_id, folder)
         self.store.protect(self.run_id)
-        self.store.tag(self.run_id, {**result.tags, NOTE: _padded(result.note)})
+        self.store.tag(self.run_id, {**result.tags, NOTE: padded(result.note)})
 
 
 @contextmanager
@@ -155,10 +164,10 @@ def _run_note(store: Store, summary: Summary) -> str:
         link = f"[{state.run_id[:8]}](#/experiments/{store.experiment_id}/runs/{state.run_id})" if state.run_id else ""
         why = "same key" if state.state == "cached" else state.why
         lines.append(f"| {name} | {state.state} | {why} | {link} |")
-    return _padded("\n".join(lines))
+    return padded("\n".join(lines))
 
 
-def _padded(note: str) -> str:
+def padded(note: str) -> str:
     """`note` with room beside the cells of its tables, which MLflow's UI sets without any."""
     return "\n".join(line.replace(" |", "&emsp; |") if line.startswith("| ") else line for line in note.split("\n"))
 

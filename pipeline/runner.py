@@ -39,6 +39,7 @@ class Request:
     say: Callable[[str], None] = print
     progress: Progress = silent
     sweep: str | None = None
+    parent: str | None = None
 
 
 def run_pipeline(request: Request) -> Summary:
@@ -119,7 +120,8 @@ def _recorded(request: Request, store: Store, root: Root, summary: Summary) -> I
     if request.sweep:
         tags["sweep"] = request.sweep
     with ending_raises():
-        summary.run_id = run_id = record.start_run(store, request.config, request.overrides, tags)
+        started = record.start_run(store, request.config, request.overrides, tags, request.parent)
+        summary.run_id = run_id = started
         status = "FINISHED"
         with heartbeat(store, run_id, beat):
             try:

@@ -207,6 +207,8 @@ class Store:
         kind = run.data.tags.get(f"{TAG}kind")
         if kind == "stage":
             return self.run(run.data.tags["mlflow.parentRunId"])
+        if kind == "sweep":
+            raise BadInput(f"{run.info.run_id[:8]} is a sweep: name one of its runs.")
         if kind != "run":
             raise BadInput(f"{run.info.run_id[:8]} is no run of moesaic.")
         return run

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.comparison import STAR, Comparison
 from pipeline.headline import headline
 from pipeline.summary import Summary
 from stages import paths
@@ -45,6 +46,16 @@ def result(summary: Summary, directory: Path) -> None:
     _print(_table(summary))
     say(f"Run {summary.run_id}; files in {directory}")
     say(f"Look at it in the browser: {_command()} ui")
+
+
+def comparison(found: Comparison, run_id: str, directory: Path) -> None:
+    """What the points of a sweep came to, and where to look next."""
+    if found.points:
+        say("")
+        _print(found.table())
+        if found.front:
+            say(f"{STAR} {len(found.front)} of {len(found.points)} points are beaten by no other.")
+    say(f"Sweep {run_id}; comparison in {directory}")
 
 
 def _command() -> str:

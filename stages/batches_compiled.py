@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from stages.compiled import compiled, inner
 from stages.transfers import Ints
 
 
-@njit(cache=True)
+@compiled
 def sequence_of(layer: Ints, reads: Ints, unit_of: Ints) -> Ints:  # pragma: no cover
     """[U]: units in an order in which each comes before the one that overwrites what it reads (Kahn 1962), layer by
     layer; cycles are opened at their first unit and follow one behind the other. `reads`: of each unit's root."""
@@ -50,7 +50,7 @@ def sequence_of(layer: Ints, reads: Ints, unit_of: Ints) -> Ints:  # pragma: no 
     return out
 
 
-@njit(cache=True)
+@compiled
 def simulate(
     sequence: Ints, step: Ints, order: Ints, begin: Ints, reads: Ints, src: Ints, dst: Ints,
     ranks: int, rows: int, at_once: int, at_least: int, sends_at_once: int,
@@ -160,7 +160,7 @@ def simulate(
     return stage, commit, row, after[:batch]
 
 
-@njit(cache=True)
+@inner
 def _place(
     chosen: Ints,
     src: Ints,

@@ -17,12 +17,11 @@ chunks, the first n mod k one longer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from stages.errors import BadInput
-from stages.expert_map import EMPTY, ExpertMap, slots_per_rank
+from stages.expert_map import ExpertMap
+from stages.needs import Holders, Needs, needs_between
 from stages.transfers import Ints, Kind, TransferPlan
 
 
@@ -41,48 +40,29 @@ def direct_transfers(
     ops in the order in which they go out. `layer_ids` `[L]` names the layers in errors. Raises `BadInput` where the
     maps differ in shape or `new` needs an expert that `old` holds nowhere.
     """
-    if old.shape != new.shape:
-        raise BadInput(f"The old map has shape {list(old.shape)}, the new one {list(new.shape)}; they must agree.")
-    slots, per_rank = new.shape[1], slots_per_rank(new, ranks)
-    if min(old.min(initial=EMPTY), new.min(initial=EMPTY)) < EMPTY:
-        raise BadInput("A map holds an expert below 0; allowed are logical experts, and -1 for an empty slot.")
-    experts = max(1, int(max(old.max(initial=EMPTY), new.max(initial=EMPTY))) + 1)
+    needs = needs_between(old, new, ranks)
+    needs.check_held(layer_ids)
+    return direct_rows(needs, gpus_per_node, expert_bytes)
 
-    # Below, an expert of a layer is one number, layer * experts + logical expert, so that sorting groups by both.
-    layer, slot = np.nonzero(old != EMPTY)
-    holders = _holders(layer * experts + old[layer, slot], slot, ranks, per_rank)
-    layer, slot = np.nonzero((new != old) & (new != EMPTY))
-    expert = layer * experts + new[layer, slot]
 
-    held_at = np.searchsorted(holders.key, expert * ranks + slot // per_rank)
-    local = np.append(holders.key, -1)[held_at] == expert * ranks + slot // per_rank
-    same_gpu = expert[local], slot[local], holders.slot[held_at[local]]
-
-    # Of the slots of a rank that want the same absent expert, the first receives and the others ride along.
-    expert, slot = expert[~local], slot[~local]
-    _, first, of = np.unique(expert * ranks + slot // per_rank, return_index=True, return_inverse=True)
-    receiving = slot[first][of]
-    rides = slot != receiving
-    free_rider = expert[rides], slot[rides], receiving[rides]
-
-    expert, slot = expert[first], slot[first]
-    _check_held(holders, expert, slot, experts, per_rank, layer_ids)
-    chosen, near = _choose_holders(holders, expert, slot // per_rank, ranks, gpus_per_node)
-    source = holders.slot[chosen]
-
+def direct_rows(needs: Needs, gpus_per_node: int, expert_bytes: int) -> TransferPlan:
+    """`direct_transfers` of needs that are all held."""
+    per_rank, slots = needs.slots_per_rank, needs.slots_per_rank * needs.ranks
+    chosen, near = _choose_holders(needs.holders, needs.item, needs.rank, needs.ranks, gpus_per_node)
+    source = needs.holders.slot[chosen]
     parts = {
-        Kind.same_gpu: same_gpu,
-        Kind.free_rider: free_rider,
-        Kind.same_node: (expert[near], slot[near], source[near]),
-        Kind.cross_node: (expert[~near], slot[~near], source[~near]),
+        Kind.same_gpu: needs.same_gpu,
+        Kind.free_rider: needs.free_rider,
+        Kind.same_node: (needs.item[near], needs.slot[near], source[near]),
+        Kind.cross_node: (needs.item[~near], needs.slot[~near], source[~near]),
     }
     kind = np.concatenate([np.full(len(part[0]), kind, dtype=np.int64) for kind, part in parts.items()])
-    expert, slot, source = (np.concatenate(columns) for columns in zip(*parts.values(), strict=True))
-    order = np.argsort((expert * len(Kind) + kind) * slots + slot)
-    kind, expert, slot, source = kind[order], expert[order], slot[order], source[order]
+    item, slot, source = (np.concatenate(columns) for columns in zip(*parts.values(), strict=True))
+    order = np.argsort((item * len(Kind) + kind) * slots + slot)
+    kind, item, slot, source = kind[order], item[order], slot[order], source[order]
     return TransferPlan(
-        layer=expert // experts,
-        logical_expert=expert % experts,
+        layer=item // needs.experts,
+        logical_expert=item % needs.experts,
         kind=kind,
         src_rank=source // per_rank,
         src_slot=source,
@@ -93,50 +73,22 @@ def direct_transfers(
     )
 
 
-class _Holders(NamedTuple):
-    """The ranks that hold each expert, in order of (expert, rank), with their first slot of it."""
-
-    key: Ints  # expert * ranks + rank
-    expert: Ints
-    rank: Ints
-    slot: Ints
-
-
-def _holders(expert: Ints, slot: Ints, ranks: int, per_rank: int) -> _Holders:
-    """`expert`, `slot`: what is held where, in ascending order of slot."""
-    key, first = np.unique(expert * ranks + slot // per_rank, return_index=True)
-    return _Holders(key, key // ranks, key % ranks, slot[first])
-
-
-def _check_held(
-    holders: _Holders, expert: Ints, slot: Ints, experts: int, per_rank: int, layer_ids: Sequence[int] | None
-) -> None:
-    unheld = np.flatnonzero(~np.isin(expert, holders.expert))
-    if len(unheld):
-        index, logical_expert = divmod(int(expert[unheld[0]]), experts)
-        layer, needed_in = index if layer_ids is None else layer_ids[index], int(slot[unheld[0]])
-        raise BadInput(
-            f"layer {layer}: logical expert {logical_expert} is needed in slot {needed_in} "
-            f"(rank {needed_in // per_rank}), and no slot of the old map holds it."
-        )
-
-
 def _choose_holders(
-    holders: _Holders, expert: Ints, rank: Ints, ranks: int, gpus_per_node: int
+    holders: Holders, item: Ints, rank: Ints, ranks: int, gpus_per_node: int
 ) -> tuple[Ints, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
     """[N], [N]: the index of the holder that sends to each needing rank, and whether it is on the rank's node.
 
-    `expert`, `rank` [N]: the needing ranks of each expert, in order of both.
+    `item`, `rank` [N]: the needing ranks of each expert, in order of both.
     """
     nodes = -(-ranks // gpus_per_node)
-    holder_node, node = (e * nodes + r // gpus_per_node for e, r in ((holders.expert, holders.rank), (expert, rank)))
+    holder_node, node = (i * nodes + r // gpus_per_node for i, r in ((holders.item, holders.rank), (item, rank)))
     begin, end = np.searchsorted(holder_node, node, "left"), np.searchsorted(holder_node, node, "right")
     near = begin < end
-    begin[~near] = np.searchsorted(holders.expert, expert[~near], "left")
-    end[~near] = np.searchsorted(holders.expert, expert[~near], "right")
+    begin[~near] = np.searchsorted(holders.item, item[~near], "left")
+    end[~near] = np.searchsorted(holders.item, item[~near], "right")
     chosen = begin.copy()
     chosen[near] += _split(node[near], (end - begin)[near])
-    chosen[~near] += _split(expert[~near], (end - begin)[~near])
+    chosen[~near] += _split(item[~near], (end - begin)[~near])
     return chosen, near
 
 

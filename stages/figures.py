@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#718096"
+OTHERS = ("black", "#2f855a", "#b83280")
 
 
 def heat_map(
@@ -50,10 +51,32 @@ def lines(
     """One line a series over its index, named in a legend."""
     figure = _figure(size)
     axes = figure.subplots()
-    for (name, values), colour in zip(series.items(), cycle((GREY, BLUE, ORANGE, "black")), strict=False):
+    for (name, values), colour in zip(series.items(), cycle((GREY, BLUE, ORANGE, *OTHERS)), strict=False):
         axes.plot(values, color=colour, label=name)
     axes.set(title=title, xlabel=x, ylabel=y)
     _count(axes.xaxis)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def curves(
+    series: dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]],
+    marks: dict[str, tuple[float, float]],
+    title: str,
+    x: str,
+    y: str,
+    *,
+    size: tuple[float, float] = (7, 4),
+) -> Figure:
+    """One line a series of (x, y), and single points on top, all named in a legend."""
+    figure = _figure(size)
+    axes = figure.subplots()
+    for (name, (across, up)), colour in zip(series.items(), cycle((BLUE, ORANGE, GREY, *OTHERS)), strict=False):
+        axes.plot(across, up, color=colour, label=name, marker="." if len(across) < 12 else None)
+    for (name, point), marker in zip(marks.items(), cycle("oDs^"), strict=False):
+        axes.plot(*point, marker, color="black", fillstyle="none", markersize=9, label=name)
+    axes.set(title=title, xlabel=x, ylabel=y)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -43,6 +43,7 @@ class ModelSpec:
 
     `first_moe_layer` and `dense_layers` (dense layers after it) number the layers as the engine does.
     `scale` shrinks the first dimension of every tensor, so that a laptop can hold the weights.
+    `moe_time_fraction`: the share of a step that the busiest GPU's expert load decides, where all have the same to do.
     """
 
     name: str = "custom"
@@ -53,6 +54,7 @@ class ModelSpec:
     first_moe_layer: int = 0
     dense_layers: list[int] = field(default_factory=list)
     scale: float = 1.0
+    moe_time_fraction: float = 0.5
     tensors: list[TensorSpec] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -62,6 +64,8 @@ class ModelSpec:
                 raise BadInput(f"model.{key}={value} is not possible: it must be at least 1.")
         if not 0 < self.scale <= 1:
             raise BadInput(f"model.scale={self.scale} is not possible: it must be above 0 and at most 1.")
+        if not 0 <= self.moe_time_fraction <= 1:
+            raise BadInput(f"model.moe_time_fraction={self.moe_time_fraction} is not possible: allowed are 0 to 1.")
         if self.first_moe_layer < 0:
             raise BadInput(f"model.first_moe_layer={self.first_moe_layer} must not be negative.")
         if self.experts is not None and self.experts % self.num_groups:

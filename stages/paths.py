@@ -26,6 +26,8 @@ JOURNAL = "journal.json"
 FUNCTIONAL = "functional.json"
 VERDICT = "verdict.json"
 MISMATCHES_PREVIEW = "mismatches.csv"
+REPLAY = "replay.parquet"
+REPLAY_PREVIEW = "replay.csv"
 
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"

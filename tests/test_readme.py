@@ -51,6 +51,8 @@ def test_a_command_runs_as_written(command: str, store_file: Path, capsys: pytes
     (here / "my_loads.csv").write_text(
         "window,layer,expert,count\n" + "".join(f"0,{n // 16},{n % 16},{n + 1}\n" for n in range(32))
     )
+    if "--config-dir" in command:  # what it takes from there, the command before it makes
+        assert main(shlex.split(COMMANDS[COMMANDS.index(command) - 1])[1:]) == 0
     assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
 
 

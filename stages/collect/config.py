@@ -28,6 +28,7 @@ class CollectOptions:
     on_bad:       what to do about bad input
     distribution: of the popularity of synthetic experts: lognormal (`sigma`) or zipf (`exponent`)
     windows, tokens: how many synthetic windows, and tokens in each (every one goes to `model.top_k` experts)
+    tokens_per_second: how fast the deployment is where all its GPUs have the same to do, for `replay`
     drift:        how much the popularity moves from window to window: 0 not at all, 1 to wherever
     """
 
@@ -43,6 +44,7 @@ class CollectOptions:
     windows: int = 8
     tokens: int = 8192
     drift: float = 0.1
+    tokens_per_second: float | None = None
 
     def __post_init__(self) -> None:
         for key, allowed in (
@@ -59,6 +61,8 @@ class CollectOptions:
             value = getattr(self, key)
             if not 0 <= value < float("inf"):
                 raise BadInput(f"collect.{key}={value} is not possible: it must be a finite number of at least 0.")
+        if self.tokens_per_second is not None and not 0 < self.tokens_per_second < float("inf"):
+            raise BadInput(f"collect.tokens_per_second={self.tokens_per_second} is not possible: it must be above 0.")
         if not 0 <= self.drift <= 1:
             raise BadInput(f"collect.drift={self.drift} is not possible: allowed are 0 to 1.")
         self._check_against_source()

@@ -5,7 +5,7 @@ Only what the stage's key holds may appear here, since a cached result is shown 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +15,11 @@ from stages import figures
 from stages.balance import balancedness_per_layer, engine_metrics, gpu_load, lower_bound
 from stages.expert_map import duplicate_replicas, moved_slots, replica_counts
 from stages.load import LoadStats
-from stages.place.algorithms import Solver
+from stages.place.search_report import SearchReport, report_search
 from stages.placement import Placement
+from stages.solvers.fit import fitted_load
+from stages.solvers.local_search import Found
+from stages.solvers.solver import Solver
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,8 +36,10 @@ ENGINE_METRICS = {
 
 @dataclass(frozen=True)
 class Judgement:
-    """A placement under the loads it was made for. `before`, `after`: GPU loads `[L, R]` in tokens; `next_window`:
-    balancedness of the later half of the windows under a placement from the earlier half, if there are two windows."""
+    """A placement under all loads. `before`, `after`: GPU loads `[L, R]` in tokens; `next_window`: balancedness of the
+    later half of the windows under a placement from the earlier half, if there are two windows; `kept`: layers that
+    stayed as they were because they had less than `min_gain` to gain; `load`: the rule by which windows counted;
+    `search`: what `local_search` has to tell."""
 
     placement: Placement
     ranks: int
@@ -42,6 +47,15 @@ class Judgement:
     after: Floats
     optimality_gap: float
     next_window: float | None
+    min_gain: float
+    kept: int
+    load: str
+    search: SearchReport | None
+    slots: int
+
+    def between(self, placement: Placement, ranks: int, before: Floats) -> Judgement:
+        """The same of a placement that resizes: what moves counts in the frame of `ranks` ranks that `placement` has."""
+        return replace(self, placement=placement, ranks=ranks, before=before)
 
     def metrics(self) -> dict[str, float]:
         per_layer = balancedness_per_layer(self.after)
@@ -53,11 +67,19 @@ class Judgement:
             "optimality_gap": self.optimality_gap,
             "moved_slots": float(moved_slots(current, new, experts, self.ranks)),
             "duplicate_replicas": float(duplicate_replicas(new, experts, self.ranks)),
-            "redundant_experts_used": float(self.placement.slots - experts),
+            "redundant_experts_used": float(self.slots - experts),
         }
         if self.next_window is not None:
             metrics["balancedness_next_window"] = self.next_window
-        return metrics
+        if self.min_gain:
+            metrics["layers_kept"] = float(self.kept)
+        return metrics | (self.search.metrics() if self.search else {})
+
+    def tags(self) -> dict[str, str]:
+        tags = self.search.tags() if self.search else {}
+        if self.min_gain:
+            tags["place.kept_current"] = f"{self.kept} of {self.placement.layers} layers"
+        return tags
 
     def figures(self) -> dict[str, Figure]:
         replicas = replica_counts(self.placement.physical_to_logical_map, self.placement.experts)
@@ -71,21 +93,28 @@ class Judgement:
             drawn["replicas"] = figures.heat_map(
                 replicas.astype(np.float64), "Replicas of each expert", "logical expert", "MoE layer", "slots"
             )
-        return drawn
+        return drawn | (self.search.figures() if self.search else {})
 
 
-def judge(load: LoadStats, placement: Placement, ranks: int, solver: Solver) -> Judgement:
+def judge(load: LoadStats, placement: Placement, solver: Solver, found: Found) -> Judgement:
     """Judge `placement`, and `solver` on windows it has not seen."""
     total = load.total()
-    new = placement.physical_to_logical_map
-    after = gpu_load(total, new, ranks)
+    ranks = solver.topology.ranks
+    after = gpu_load(total, placement.physical_to_logical_map, ranks)
+    slots, per_rank = solver.capacity.sum(axis=1), solver.capacity.max(axis=1)
+    bound = lower_bound(total, slots, ranks, per_rank, reached=after.max(axis=1))
     return Judgement(
         placement,
         ranks,
         before=gpu_load(total, placement.current, ranks),
         after=after,
-        optimality_gap=optimality_gap(after, lower_bound(total, placement.slots, ranks)),
-        next_window=balancedness_next_window(load, ranks, solver),
+        optimality_gap=optimality_gap(after, bound),
+        next_window=balancedness_next_window(load, solver),
+        min_gain=solver.options.min_gain,
+        kept=found.kept,
+        load=solver.options.load,
+        search=report_search(load, placement, solver, found) if solver.options.algorithm == "local_search" else None,
+        slots=solver.slots,
     )
 
 
@@ -96,14 +125,14 @@ def optimality_gap(gpu: Floats, bound: Floats) -> float:
     return max(0.0, float(gap.max()))  # rounding can leave an even layer a hair below its bound
 
 
-def balancedness_next_window(load: LoadStats, ranks: int, solver: Solver) -> float | None:
+def balancedness_next_window(load: LoadStats, solver: Solver) -> float | None:
     """Balancedness of the later half of the windows under what `solver` makes of the earlier half, as engines do."""
     half = load.windows // 2
     if half == 0:
         return None
-    earlier, later = load.logical_count[:half].sum(axis=0), load.logical_count[half:].sum(axis=0)
-    gpu = gpu_load(later.astype(np.float64), solver(earlier), ranks)
-    return float(balancedness_per_layer(gpu).mean())
+    earlier, later = load.logical_count[:half], load.logical_count[half:].sum(axis=0)
+    fitted = solver.solve(fitted_load(earlier, solver.options)).map
+    return float(balancedness_per_layer(gpu_load(later.astype(np.float64), fitted, solver.topology.ranks)).mean())
 
 
 def note(judgement: Judgement, headline: str, metrics: dict[str, float]) -> str:
@@ -135,7 +164,18 @@ def note(judgement: Judgement, headline: str, metrics: dict[str, float]) -> str:
             "- balancedness on the later half of the windows, with only the earlier half to place from: "
             f"{judgement.next_window:.4f}"
         )
-    return "\n".join(lines) + "\n"
+    if judgement.load != "mean":
+        lines.append(
+            f"- placed for the windows as `place.load={judgement.load}` says; all that is told here is under all of them"
+        )
+    if judgement.min_gain:
+        lines.append(
+            f"- {judgement.kept} of {judgement.placement.layers} layers keep the current placement: "
+            f"they had less than {judgement.min_gain:g} of balancedness to gain"
+        )
+    return (
+        "\n".join([*lines, *(f"- {line}" for line in judgement.search.lines())] if judgement.search else lines) + "\n"
+    )
 
 
 def _mean(gpu: Floats) -> str:

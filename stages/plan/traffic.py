@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from einops import reduce
 
-from stages import paths
+from stages.needs import Needs
+from stages.plan.groups import group_needs
 from stages.topology import Topology
 from stages.transfers import Ints, Kind, TransferPlan
 
@@ -60,6 +60,30 @@ class Traffic:
     moved_bytes: int
     relay_bytes: int
 
+    def as_json(self) -> dict[str, object]:
+        topology = self.topology
+        value: dict[str, object] = {
+            "nodes": topology.nodes,
+            "gpus_per_node": topology.gpus_per_node,
+            "rows": self.hops,
+            "moved_bytes": self.moved_bytes,
+            "same_node_bytes": self.same_node_bytes,
+            "cross_node_bytes": self.cross_node_bytes,
+            "relay_bytes": self.relay_bytes,
+            "send": self.send.as_json(),
+            "recv": self.recv.as_json(),
+            "same_node_bytes_of_layer": self.same_node_bytes_of_layer.tolist(),
+            "cross_node_bytes_of_layer": self.cross_node_bytes_of_layer.tolist(),
+            "bytes_from_node_to_node": self.node_matrix.tolist(),
+        }
+        if topology.ranks <= MATRIX_RANKS:
+            value["bytes_from_rank_to_rank"] = self.matrix.tolist()
+        else:
+            value["bytes_from_rank_to_rank_omitted"] = (
+                f"{topology.ranks} ranks; the matrix is kept up to {MATRIX_RANKS}"
+            )
+        return value
+
     @property
     def send(self) -> Direction:
         return self._direction("src dst -> src")
@@ -108,28 +132,9 @@ def count_traffic(plan: TransferPlan, topology: Topology, layers: int) -> Traffi
     )
 
 
-def write_traffic(folder: Path, traffic: Traffic) -> tuple[str, ...]:
-    topology = traffic.topology
-    value: dict[str, object] = {
-        "nodes": topology.nodes,
-        "gpus_per_node": topology.gpus_per_node,
-        "rows": traffic.hops,
-        "moved_bytes": traffic.moved_bytes,
-        "same_node_bytes": traffic.same_node_bytes,
-        "cross_node_bytes": traffic.cross_node_bytes,
-        "relay_bytes": traffic.relay_bytes,
-        "send": traffic.send.as_json(),
-        "recv": traffic.recv.as_json(),
-        "same_node_bytes_of_layer": traffic.same_node_bytes_of_layer.tolist(),
-        "cross_node_bytes_of_layer": traffic.cross_node_bytes_of_layer.tolist(),
-        "bytes_from_node_to_node": traffic.node_matrix.tolist(),
-    }
-    if topology.ranks <= MATRIX_RANKS:
-        value["bytes_from_rank_to_rank"] = traffic.matrix.tolist()
-    else:
-        value["bytes_from_rank_to_rank_omitted"] = f"{topology.ranks} ranks; the matrix is kept up to {MATRIX_RANKS}"
-    paths.write_json(folder / paths.TRAFFIC, value)
-    return (paths.TRAFFIC,)
+def least_cross_node_bytes(needs: Needs, topology: Topology, expert_bytes: int) -> int:
+    """What must cross between nodes whatever the plan: each expert once into each node that lacks it."""
+    return int(group_needs(needs, topology.gpus_per_node).crosses.sum()) * expert_bytes
 
 
 def _sum_bytes(index: Ints, nbytes: Ints, size: int) -> Ints:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from stages.direct import direct_transfers
 from stages.errors import BadInput
-from stages.expert_map import EMPTY, ExpertMap, check_map, slots_per_rank
+from stages.expert_map import EMPTY, ExpertMap, check_map, replica_counts, slots_per_rank
 from stages.placement import read_placement
 from stages.transfers import COLUMNS, Ints, TransferPlan, read_transfers
 
@@ -46,6 +47,11 @@ class Job:
     @property
     def slots_per_rank(self) -> int:
         return slots_per_rank(self.new, self.ranks)
+
+    @property
+    def unheld(self) -> npt.NDArray[np.bool_]:
+        """[L, P]: the slots whose new expert no slot of the old map holds, so that it must come from files."""
+        return unheld_slots(self.old, self.new)
 
     def received_bytes(self) -> Ints:
         """[R]: what each rank receives over the network, relay hops included."""
@@ -91,16 +97,27 @@ class Job:
             return cls(arrays["old"], arrays["new"], plan, ranks, bool(direct), str(arrays["folder"]))
 
 
-def read_job(inputs: Mapping[str, Path], ranks: int, gpus_per_node: int, expert_bytes: int) -> Job:
+def read_job(
+    inputs: Mapping[str, Path], ranks: int, gpus_per_node: int, expert_bytes: int, *, from_files: bool = False
+) -> Job:
     """The job of the artifacts `placement` and `transfers`. Raises `BadInput` where they do not fit each other."""
     placement = read_placement(inputs["placement"])
     plan = read_transfers(inputs["transfers"])
-    return make_job(placement.current, placement.physical_to_logical_map, plan, ranks, gpus_per_node, expert_bytes)
+    old, new = placement.current, placement.physical_to_logical_map
+    return make_job(old, new, plan, ranks, gpus_per_node, expert_bytes, from_files=from_files)
 
 
 def make_job(
-    old: ExpertMap, new: ExpertMap, plan: TransferPlan, ranks: int, gpus_per_node: int, expert_bytes: int
+    old: ExpertMap,
+    new: ExpertMap,
+    plan: TransferPlan,
+    ranks: int,
+    gpus_per_node: int,
+    expert_bytes: int,
+    *,
+    from_files: bool = False,
 ) -> Job:
+    """`from_files`: experts that no slot of `old` holds need no rows."""
     if old.shape != new.shape:
         raise BadInput(
             f"placement.safetensors: the current map has shape {list(old.shape)}, the new one {list(new.shape)}; "
@@ -109,8 +126,14 @@ def make_job(
     experts = _experts(old, new)
     for expert_map, name in ((old, "current"), (new, "physical_to_logical_map")):
         check_map(expert_map, experts, ranks, f"placement.safetensors: {name}", complete=False)
-    _check_plan(plan, old, new, ranks, expert_bytes)
+    _check_plan(plan, old, new, ranks, expert_bytes, from_files=from_files)
     return Job(old, new, plan, ranks, _is_direct(plan, old, new, ranks, gpus_per_node, expert_bytes))
+
+
+def unheld_slots(old: ExpertMap, new: ExpertMap) -> npt.NDArray[np.bool_]:
+    """[L, P]: the slots of `new` with an expert that no slot of the layer holds in `old`."""
+    experts = _experts(old, new)
+    return (new != EMPTY) & np.take_along_axis(replica_counts(old, experts) == 0, np.maximum(new, 0), axis=1)
 
 
 def _experts(old: ExpertMap, new: ExpertMap) -> int:
@@ -120,14 +143,19 @@ def _experts(old: ExpertMap, new: ExpertMap) -> int:
 def _is_direct(
     plan: TransferPlan, old: ExpertMap, new: ExpertMap, ranks: int, gpus_per_node: int, expert_bytes: int
 ) -> bool:
+    """Whether these are the rows of policy `direct`, in whichever rounds and order."""
     try:
         direct = direct_transfers(old, new, ranks, gpus_per_node, expert_bytes)
     except BadInput:  # the plan may bring experts from elsewhere
         return False
-    return all(np.array_equal(getattr(plan, name), getattr(direct, name)) for name in COLUMNS)
+    plan = plan.select(np.lexsort((plan.dst_slot, plan.kind, plan.logical_expert, plan.layer)))
+    columns = (name for name in COLUMNS if name != "round")
+    return all(np.array_equal(getattr(plan, name), getattr(direct, name)) for name in columns)
 
 
-def _check_plan(plan: TransferPlan, old: ExpertMap, new: ExpertMap, ranks: int, expert_bytes: int) -> None:
+def _check_plan(
+    plan: TransferPlan, old: ExpertMap, new: ExpertMap, ranks: int, expert_bytes: int, *, from_files: bool
+) -> None:
     """Every row must be possible, and the rows together must turn `old` into `new`."""
     layers, slots = new.shape
     per_rank = slots // ranks
@@ -154,7 +182,10 @@ def _check_plan(plan: TransferPlan, old: ExpertMap, new: ExpertMap, ranks: int, 
     np.add.at(filled, (plan.layer[landing], plan.dst_slot[landing]), 1)
     reached = old.copy()
     reached[plan.layer[landing], plan.dst_slot[landing]] = plan.logical_expert[landing]
-    wrong_slots = np.argwhere(((reached != new) & (new != EMPTY)) | (filled > 1))
+    missing = (reached != new) & (new != EMPTY)
+    if from_files:
+        missing &= (filled > 0) | ~unheld_slots(old, new)
+    wrong_slots = np.argwhere(missing | (filled > 1))
     if len(wrong_slots):
         layer, slot = wrong_slots[0]
         raise BadInput(

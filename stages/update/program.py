@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 
-from stages.batches import Batches
 from stages.transfers import Ints, Kind, TransferPlan
+
+if TYPE_CHECKING:
+    from stages.batches import Batches  # it brings numba
 
 NONE = -1
 Rows = TypeVar("Rows", bound="Table")

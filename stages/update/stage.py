@@ -35,7 +35,8 @@ def update(config: UpdateStageConfig, inputs: Mapping[str, Path], folder: Path, 
     if machine.seat is None:
         start_server()  # it imports torch while this process reads its inputs
     topology = config.topology
-    job = read_job(inputs, topology.ranks, topology.gpus_per_node, config.model.expert_bytes)
+    from_files = config.weight_source is not None
+    job = read_job(inputs, topology.ranks, topology.gpus_per_node, config.model.expert_bytes, from_files=from_files)
     job = replace(job, folder=str(folder.absolute()))
     link_mib = config.link_mib(machine.backend)
     config.check_weights(job.layers, job.experts)
@@ -97,6 +98,8 @@ def _tell_what_is_held(
 
 
 def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Measured, folder: Path) -> StageResult:
+    from stages.update.foretold import beside
+
     first, committed, batches, resent = measured.steps.tolist()
     execution = Execution(
         executor=config.update.executor,
@@ -152,7 +155,7 @@ def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Mea
             "nccl": execution.nccl or "none",
             "weights": execution.weights,
         },
-        note=_note(config, execution, job),
+        note=_note(config, execution, job) + beside(config, job, machine.transport, execution.update_seconds),
     )
     if measured.complete:
         return result

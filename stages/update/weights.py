@@ -73,6 +73,13 @@ def fill_from(weights: Weights, source: ExpertSource, own: ExpertMap) -> None:
         list(pool.map(fill_slot, np.ndindex(own.shape)))
 
 
+def fill_slots(weights: Weights, config: UpdateStageConfig, own: ExpertMap) -> None:
+    """Write the experts `own` `[L, slots_per_rank]` from where the weights come from; empty slots stay as they are."""
+    for layer, slot in np.argwhere(own != EMPTY).tolist():
+        targets = [tensor[slot].view(-1).view(torch.uint8) for tensor in weights[layer]]
+        fill_expert(targets, config, layer, int(own[layer, slot]))
+
+
 def fill_expert(targets: Sequence[torch.Tensor], config: UpdateStageConfig, layer: int, expert: int) -> None:
     """Write one expert, tensor by tensor, from where the weights come from into `targets`: bytes, contiguous."""
     for k, target in enumerate(targets):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from stages.errors import MoesaicError
+from stages.expert_map import EMPTY
 from stages.functional import FunctionalProof, to_json
 from stages.update import pipelined, reference
 from stages.update.config import UpdateStageConfig
@@ -29,7 +30,7 @@ from stages.update.rank import Rank
 from stages.update.save import save_shard
 from stages.update.stopped import all_faults
 from stages.update.truth import agreed_truth
-from stages.update.weights import allocate, check_filled, checksums, fill
+from stages.update.weights import allocate, check_filled, checksums, fill, fill_slots
 
 
 def update_rank(rank: Rank, config: UpdateStageConfig, job: Job, hooks: Hooks = NO_HOOKS) -> Measured:
@@ -67,6 +68,8 @@ def update_rank(rank: Rank, config: UpdateStageConfig, job: Job, hooks: Hooks = 
         moved = run()
     peak_bytes = peak.nbytes()
     _check_bytes(rank, job, moved)
+    if moved.committed == moved.batches:
+        fill_slots(weights, config, np.where(job.unheld, job.new, EMPTY)[:, own])
     with spans(Phase.checksum_after):
         after = checksums(weights)
     proof, complete = FunctionalProof(), moved.committed == moved.batches

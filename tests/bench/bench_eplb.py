@@ -14,8 +14,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from stages.place import eplb
-from tests.stages.place import reference_eplb
+from stages.solvers import eplb
+from tests.stages.solvers import reference_eplb
 
 LAYERS, EXPERTS, SLOTS, GPUS = 58, 256, 288, 32
 CASES = {"hierarchical": (8, 4), "global": (1, 1)}

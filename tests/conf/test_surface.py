@@ -28,6 +28,7 @@ def test_every_choice_composes_into_its_stages(option: str, tmp_path: Path) -> N
     table = tmp_path / "loads.csv"
     table.write_text("layer,expert,count\n0,0,1\n")
     extra = [f"collect.path={table}"] if option == "collect=table" else []
+    extra += ["experiment=replay"] if option.startswith("replay=") else []  # which brings that group
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", [option, *extra])
     _, specs = check(config)

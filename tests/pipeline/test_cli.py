@@ -63,7 +63,7 @@ def test_a_run_leaves_what_the_design_says(here: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("overrides", "code", "sentence"),
     [
-        (["place=foo"], 2, "place=foo is not known; allowed are contiguous, eplb, file."),
+        (["place=foo"], 2, "place=foo is not known; allowed are contiguous, eplb, file, local_search."),
         (["topology=9x9"], 2, "topology=9x9 is not known; allowed are 1x1,"),
         (["place.redundant_experts=abc"], 2, "place.redundant_experts=abc is wrong: a whole number is expected."),
         (["place.foo=1"], 2, "place.foo is not a known key; allowed are algorithm,"),

@@ -12,7 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.balance import balancedness_per_layer, engine_metrics, gpu_load, lower_bound, replica_load
+from stages.balance import (
+    balancedness_per_layer,
+    engine_metrics,
+    gpu_load,
+    lower_bound,
+    packing_bound,
+    replica_fit_bound,
+    replica_load,
+)
 from stages.expert_map import EMPTY
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "placement_known_answers.json"
@@ -96,14 +104,59 @@ def test_no_placement_beats_the_lower_bound(size: tuple[int, int, int], draw: st
     experts, slots, ranks = size
     loads = st.one_of(st.integers(0, 5), st.integers(0, 1000), st.sampled_from([0, 1, 10**6]))
     load = np.array(draw.draw(st.lists(loads, min_size=experts, max_size=experts)), dtype=float)
-    bound = lower_bound(load[None], slots, ranks)[0]
-    assert bound >= load.sum() / ranks
-    assert bound <= optimum(load, slots, ranks) * (1 + 1e-12)
+    best = optimum(load, slots, ranks)
+    reached = best * draw.draw(st.sampled_from([1.0, 1.01, 1.3, 4.0]))
+    for bound in (
+        lower_bound(load[None], slots, ranks)[0],
+        lower_bound(load[None], slots, ranks, reached=np.array([reached]))[0],
+    ):
+        assert bound >= load.sum() / ranks
+        assert bound <= best * (1 + 1e-12)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.sampled_from([size for size in SMALL if size[1] == 2 * size[2]]), st.integers(0, 2**32))
+def test_with_two_slots_a_rank_the_lower_bound_is_the_optimum(size: tuple[int, int, int], seed: int) -> None:
+    """Where all replica counts can be looked at, since the bound for given counts is exact then."""
+    experts, slots, ranks = size
+    load = np.random.default_rng(seed).integers(0, 50, experts).astype(float)
+    assert lower_bound(load[None], slots, ranks)[0] == pytest.approx(optimum(load, slots, ranks))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.sampled_from([(3, 6, 3), (4, 8, 4), (5, 6, 2)]), st.data())
+def test_layers_with_fewer_slots_have_bounds_of_their_own(size: tuple[int, int, int], draw: st.DataObject) -> None:
+    """Slots and the most slots of a rank may differ from layer to layer: each bound is that of the layer alone."""
+    experts, slots, ranks = size
+    rng = np.random.default_rng(draw.draw(st.integers(0, 2**32)))
+    load = rng.integers(0, 100, (3, experts)).astype(float)
+    available = rng.integers(experts, slots + 1, 3)
+    per_rank = np.maximum(-(-available // ranks), rng.integers(1, slots // ranks + 1, 3))
+    together = lower_bound(load, available, ranks, per_rank)
+    for layer in range(3):
+        assert together[layer] == lower_bound(load[layer : layer + 1], available[layer], ranks, per_rank[layer])[0]
+
+
+def test_fewer_usable_slots_bound_what_enumeration_finds() -> None:
+    """Slots that a layer may not use stay empty in every map that is looked at."""
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        load = rng.integers(1, 60, 3).astype(float)
+        maps = all_maps(3, 6)
+        maps = maps[(maps != EMPTY).sum(axis=1) <= 4]
+        best = gpu_load(np.tile(load, (len(maps), 1)), maps, 2).max(axis=1).min()
+        assert lower_bound(load[None], 4, 2, 3)[0] <= best * (1 + 1e-12)
+
+
+def test_too_many_replica_counts_are_not_looked_at() -> None:
+    load = np.random.default_rng(0).lognormal(0, 1, 64)
+    assert packing_bound(load, 96, 8, 12, float(load.sum())) == 0.0
+    assert lower_bound(load[None], 96, 8)[0] == replica_fit_bound(load[None], np.array([96]), 8)[0]
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(1, 12), st.integers(0, 8), st.integers(1, 5), st.integers(0, 2**32))
-def test_the_lower_bound_is_the_least_load_whose_replicas_fit(
+def test_the_replica_fit_bound_is_the_least_load_whose_replicas_fit(
     experts: int, redundant: int, ranks: int, seed: int
 ) -> None:
     """That least load is some expert's over some number of replicas, if it is not the mean."""
@@ -115,7 +168,7 @@ def test_the_lower_bound_is_the_least_load_whose_replicas_fit(
         if np.ceil(load / most * (1 - 1e-9)).sum() <= slots
     ]
     expected = max(load.sum() / ranks, min(fits))
-    assert lower_bound(load[None], slots, ranks)[0] == pytest.approx(expected)
+    assert replica_fit_bound(load[None], np.array([slots]), ranks)[0] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +185,9 @@ def test_known_bounds(load: list[float], slots: int, ranks: int, bound: float) -
     assert lower_bound(np.array([load], dtype=float), slots, ranks)[0] == pytest.approx(bound)
 
 
-def test_the_published_toy_is_bounded() -> None:
+def test_the_published_toy_is_bounded_by_its_optimum() -> None:
+    """From no more than EPLB's largest load: few enough replica counts could beat that to look at each."""
     toy = json.loads(GOLDEN.read_text(encoding="utf-8"))["flashlb_toy"]
-    bound = lower_bound(np.array([toy["load"]], dtype=float), toy["gpus"] * toy["slots_per_gpu"], toy["gpus"])[0]
-    assert toy["mean"] <= bound <= toy["exact_optimum"]
+    load, slots = np.array([toy["load"]], dtype=float), toy["gpus"] * toy["slots_per_gpu"]
+    bound = lower_bound(load, slots, toy["gpus"], reached=np.array([float(toy["eplb_max"])]))[0]
+    assert bound == pytest.approx(toy["exact_optimum"])

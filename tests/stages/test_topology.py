@@ -11,7 +11,7 @@ import yaml
 
 import conf
 from stages.errors import BadInput
-from stages.topology import Link, Links, Topology
+from stages.topology import Device, Link, Links, Topology
 
 SHIPPED = sorted((Path(conf.__file__).parent / "topology").glob("*.yaml"))
 
@@ -36,6 +36,14 @@ def test_seconds_of_a_link() -> None:
         ({"links": Links(within_node=Link(0.0))}, "topology.links.within_node.gb_per_s=0.0"),
         ({"links": Links(between_nodes=Link(float("nan")))}, "topology.links.between_nodes.gb_per_s=nan"),
         ({"links": Links(between_nodes=Link(1.0, -1.0))}, "topology.links.between_nodes.latency_us=-1.0"),
+        ({"links": Links(within_node=Link(curve=[[1, 0.5], [1, 0.6]]))}, "within_node.curve holds [1, 0.6]"),
+        ({"links": Links(within_node=Link(curve=[[1, 1.5]]))}, "topology.links.within_node.curve holds [1, 1.5]"),
+        ({"links": Links(within_node=Link(curve=["1 MB"]))}, "topology.links.within_node.curve holds 1 MB"),
+        ({"links": Links(within_node=Link(curve=[[1, True]]))}, "topology.links.within_node.curve holds [1, True]"),
+        ({"links": Links(within_node=Link(curve=[[1]]))}, "topology.links.within_node.curve holds [1]"),
+        ({"links": Links(node_gb_per_s=0.0)}, "topology.links.node_gb_per_s=0.0"),
+        ({"device": Device(copy_gb_per_s=-1.0)}, "topology.device.copy_gb_per_s=-1.0"),
+        ({"device": Device(batch_us=-1.0)}, "topology.device.batch_us=-1.0"),
     ],
 )
 def test_what_is_not_possible_is_refused(values: dict[str, Any], message: str) -> None:
@@ -44,11 +52,21 @@ def test_what_is_not_possible_is_refused(values: dict[str, Any], message: str) -
     assert message in str(caught.value)
 
 
+def test_a_node_gets_no_more_into_the_network_than_its_gpus_do() -> None:
+    links = Links(between_nodes=Link(5.0))
+    assert Topology(gpus_per_node=4, links=links).node_gb_per_s == 20
+    links.node_gb_per_s = 12.0
+    assert Topology(gpus_per_node=4, links=links).node_gb_per_s == 12
+    links.node_gb_per_s = 30.0
+    assert Topology(gpus_per_node=4, links=links).node_gb_per_s == 20
+
+
 def load(file: Path) -> Topology:
     values = yaml.safe_load(file.read_text(encoding="utf-8"))
     assert values.pop("defaults") == ["schema", "_self_"]
     links = {name: Link(**link) for name, link in values.pop("links").items()}
-    return Topology(**values, links=Links(**links))
+    device = Device(**values.pop("device", {}))
+    return Topology(**values, links=Links(**links), device=device)
 
 
 def test_all_that_are_promised_are_shipped() -> None:

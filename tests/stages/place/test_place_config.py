@@ -25,10 +25,45 @@ BASE = PlaceStageConfig(PlaceOptions(), ModelSpec(tensors=TENSORS), Topology())
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"algorithm": "greedy"}, "place.algorithm=greedy is not known; allowed are contiguous, eplb, file."),
+        (
+            {"algorithm": "greedy"},
+            "place.algorithm=greedy is not known; allowed are contiguous, eplb, file, local_search.",
+        ),
         (
             {"algorithm": "file"},
             "place.algorithm=file needs place.path: a placement file (.json, .safetensors, .npy, .npz).",
+        ),
+        ({"load": "mode"}, "place.load=mode is not known; allowed are ewma, last, mean, quantile."),
+        ({"redundancy": "some"}, "place.redundancy=some is not known; allowed are current, per_layer, total."),
+        ({"locality": "host"}, "place.locality=host is not known; allowed are node_groups, none."),
+        ({"objective": "speed"}, "place.objective=speed is not known; allowed are balance, movement."),
+        ({"max_moved_bytes": -1}, "place.max_moved_bytes=-1 must not be negative."),
+        ({"max_moved_slots": -5}, "place.max_moved_slots=-5 must not be negative."),
+        ({"min_gain": float("nan")}, "place.min_gain=nan must not be negative."),
+        ({"min_gain": 1.5}, "place.min_gain=1.5 is not possible: allowed are 0 to 1."),
+        ({"load_quantile": 90}, "place.load_quantile=90 is not possible: allowed are 0 to 1."),
+        ({"target_balancedness": 1.01}, "place.target_balancedness=1.01 is not possible: allowed are 0 to 1."),
+        ({"seconds": 0.0}, "place.seconds=0.0 is not possible: it must be above 0."),
+        ({"load_half_life": -1.0}, "place.load_half_life=-1.0 is not possible: it must be above 0."),
+        ({"max_steps": 0}, "place.max_steps=0 is not possible: it must be at least 1."),
+        (
+            {"objective": "movement"},
+            "place.objective=movement needs place.target_balancedness: the balancedness to reach.",
+        ),
+        (
+            {"objective": "balance", "target_balancedness": 0.9},
+            (
+                "place.target_balancedness=0.9 is for place.objective=movement; "
+                "place.objective=balance seeks the best there is."
+            ),
+        ),
+        (
+            {"algorithm": "eplb", "max_moved_bytes": 1},
+            "place.max_moved_bytes=1 is for place.algorithm=local_search; eplb cannot follow it.",
+        ),
+        (
+            {"algorithm": "contiguous", "redundancy": "total"},
+            "place.redundancy=total is for place.algorithm=local_search; contiguous cannot follow it.",
         ),
         ({"redundant_experts": -1}, "place.redundant_experts=-1 must not be negative."),
         (

@@ -29,7 +29,11 @@ EXPERT_BYTES = sum(tensor.nbytes for tensor in TENSORS)
 
 @dataclass(frozen=True)
 class Case:
-    """`kind`: `random` maps, a `permutation` of each layer, or maps with `empty` slots. `rows`: how the plan is run.
+    """`kind`: `random` maps, a `permutation` of each layer, or maps with `empty` slots; or to `grow` from half of the ranks
+    to all, to `shrink` to half of them, or to replace rank 0, which was `lost`.
+
+    `rows`: how the plan is run: through the `api`, from its `rows`, from rows that `relay` by way of any third rank, or
+    from those of the policies `direct` and `relay` with their rounds (`planned direct`, `planned relay`).
 
     `staged`: experts that staging holds; None: the reference executor, which stages a layer.
     """
@@ -54,6 +58,20 @@ def maps_of(case: Case, ranks: int) -> tuple[ExpertMap, ExpertMap]:
             extra[rng.random(extra.shape) < 0.5] = EMPTY
         return rng.permuted(np.hstack([np.tile(np.arange(case.experts), (case.layers, 1)), extra]), axis=1)
 
+    def on_some(ranks_with: slice) -> ExpertMap:
+        found = np.full((case.layers, ranks, case.slots_per_rank), EMPTY)
+        part = found[:, ranks_with].reshape(case.layers, -1)
+        extra = rng.integers(0, case.experts, (case.layers, part.shape[1] - case.experts))
+        held = rng.permuted(np.hstack([np.tile(np.arange(case.experts), (case.layers, 1)), extra]), axis=1)
+        found[:, ranks_with] = held.reshape(case.layers, -1, case.slots_per_rank)
+        return found.reshape(case.layers, slots)
+
+    if case.kind == "grow":
+        return on_some(slice(0, ranks // 2)), one()
+    if case.kind == "shrink":
+        return one(), on_some(slice(0, ranks // 2))
+    if case.kind == "lost":
+        return on_some(slice(1, ranks)), one()
     old = one()
     return old, rng.permuted(old, axis=1) if case.kind == "permutation" else one()
 
@@ -63,8 +81,17 @@ def job_of(case: Case, ranks: int) -> Job:
     plan = direct_transfers(old, new, ranks, ranks // case.nodes, EXPERT_BYTES)
     if case.rows == "relay":
         plan = relayed(plan, ranks)
+    if case.rows.startswith("planned"):
+        from stages.needs import needs_between
+        from stages.plan.policies import schedule
+
+        topology = Topology(nodes=case.nodes, gpus_per_node=ranks // case.nodes, rails=case.seed % 2 == 1)
+        needs = needs_between(old, new, ranks)
+        plan = schedule(
+            case.rows.removeprefix("planned "), needs, topology, case.layers, EXPERT_BYTES, len(TENSORS), 64
+        ).transfers
     job = make_job(old, new, plan, ranks, ranks // case.nodes, EXPERT_BYTES)
-    return replace(job, direct=False) if case.rows == "rows" else job
+    return replace(job, direct=False) if case.rows in ("rows", "planned direct") else job
 
 
 def config_of(case: Case, ranks: int) -> UpdateStageConfig:
@@ -118,7 +145,7 @@ def check(case: Case, job: Job, measured: Measured) -> int:
     assert measured.received.tolist() == job.received_bytes().tolist(), case
     assert measured.sent.tolist() == job.sent_bytes().tolist(), case
     assert measured.received.sum() == measured.sent.sum()
-    if case.rows != "relay":
+    if not case.rows.endswith("relay"):
         needed = moved_slots(job.old, job.new, case.experts, job.ranks)
         assert measured.received.sum() == needed * EXPERT_BYTES, case
     if case.staged is None:

@@ -16,8 +16,8 @@ from hypothesis.extra import numpy as hnp
 from stages.balance import gpu_load
 from stages.errors import BadInput
 from stages.expert_map import replica_counts
-from stages.place.eplb import Rebalanced, balanced_packing, rebalance_experts, replicate_experts
-from tests.stages.place import reference_eplb
+from stages.solvers.eplb import Rebalanced, balanced_packing, rebalance_experts, replicate_experts
+from tests.stages.solvers import reference_eplb
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 KNOWN = json.loads((GOLDEN / "placement_known_answers.json").read_text())

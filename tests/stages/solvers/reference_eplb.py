@@ -1,6 +1,6 @@
 """DeepSeek's EPLB as published (github.com/deepseek-ai/EPLB): loops over layers, then items, on torch tensors.
 
-The measure of `stages.place.eplb` in both senses: what it must equal, and what it must be faster than.
+The measure of `stages.solvers.eplb` in both senses: what it must equal, and what it must be faster than.
 """
 
 from __future__ import annotations

@@ -1,0 +1,154 @@
+"""What carrying out a plan costs, by the speeds of a topology: seconds of each layer or batch, and the busiest link.
+
+A GPU has one link into its node's fabric and one to the network, each with two directions, and a node has one to the
+network that its GPUs share. All go at once. What a rank sends or receives over a link in one group takes
+
+    messages * latency + bytes / (speed * fraction(bytes))
+
+with the fraction from the link's measured curve.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.topology import Floats, Link, Topology
+from stages.transfers import Ints, Kind, TransferPlan
+
+COPIES = {Kind.same_gpu: 2, Kind.free_rider: 1}
+"""Copies of an expert within its rank, through staging; one for all others."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """`seconds` of the whole; `parts`: of each layer (reference executor) or batch (pipelined)."""
+
+    executor: str
+    seconds: float
+    parts: Floats
+
+
+def predict_reference(
+    plan: TransferPlan, topology: Topology, layers: int, tensors: int, *, one_group: bool
+) -> Prediction:
+    """The reference executor: layer after layer, one operation per expert and tensor, slots written after each layer.
+
+    `one_group`: all operations of a layer go out at once, as the published updater does with `direct`; else each
+    round is a group.
+    """
+    order = np.arange(len(plan)) if one_group else np.lexsort((plan.round, plan.layer))
+    plan = plan.select(order)
+    after = _copy_seconds(plan, plan.layer, layers, topology) + topology.device.layer_us * 1e-6
+    network = plan.select(plan.network)
+    groups = network.layer if one_group else network.layer * (network.round.max(initial=0) + 1) + network.round
+    done = _finish(network, network.layer, groups, topology, tensors, after, barrier=False)
+    return Prediction("reference", float(done.max(initial=0.0)), np.diff(done, prepend=0.0))
+
+
+def predict_pipelined(plan: TransferPlan, batch: Ints, phase: Ints, topology: Topology, tensors: int) -> Prediction:
+    """The pipelined executor. `batch`, `phase` [N]: the batch of each row, and in which of its groups a hop goes.
+
+    The network of a batch, packed into one message a tensor and peer, overlaps what is done with the one before:
+    hashing what arrived, the vote, and copying it into the slots.
+    """
+    batches = int(batch.max(initial=-1)) + 1
+    order = np.lexsort((phase, batch))
+    plan, batch, phase = plan.select(order), batch[order], phase[order]
+    device, crossing = topology.device, plan.network
+    groups = batch * (phase.max(initial=0) + 1) + phase
+    nothing = np.zeros((batches, topology.ranks))
+    done = _finish(plan.select(crossing), batch[crossing], groups[crossing], topology, tensors, nothing, barrier=True)
+    moving = np.diff(done, prepend=0.0)
+    packed = _per_rank(batch[crossing], plan.src_rank[crossing], plan.bytes[crossing], batches, topology.ranks)
+    hashed = _per_rank(batch[crossing], plan.dst_rank[crossing], plan.bytes[crossing], batches, topology.ranks)
+    local = _copy_seconds(plan, batch, batches, topology)
+    local += packed / (device.copy_gb_per_s * 1e9) + hashed / (device.checksum_gb_per_s * 1e9)
+    beside = local.max(axis=1, initial=0.0) + device.batch_us * 1e-6
+    parts = np.maximum(moving, np.concatenate([[0.0], beside[:-1]])) if batches else moving
+    if batches:
+        parts[-1] += beside[-1]
+    return Prediction("pipelined", float(parts.sum()), parts)
+
+
+def link_seconds(plan: TransferPlan, topology: Topology) -> dict[str, Floats]:
+    """How long each link is busy with all of `plan` at its full speed: for each kind of link, by GPU or node."""
+    network = plan.select(plan.network)
+    node = topology.node_of_rank()
+    crosses = node[network.src_rank] != node[network.dst_rank]
+    links = topology.links
+    found: dict[str, Floats] = {}
+    for name, rows, speed in (
+        ("network", crosses, links.between_nodes.gb_per_s),
+        ("fabric", ~crosses, links.within_node.gb_per_s),
+    ):
+        for way, end in (("out", network.src_rank), ("in", network.dst_rank)):
+            moved = np.bincount(end[rows], weights=network.bytes[rows], minlength=topology.ranks)
+            found[f"{name} {way}"] = moved / (speed * 1e9)
+            if name == "network":
+                of_node = moved.reshape(topology.nodes, topology.gpus_per_node).sum(axis=1)
+                found[f"node {way}"] = of_node / (topology.node_gb_per_s * 1e9)
+    return found
+
+
+def busiest_link(plan: TransferPlan, topology: Topology) -> tuple[str, float]:
+    """The name of the link that is busy longest, and for how many seconds; an empty name where nothing moves."""
+    name, seconds = "", 0.0
+    for kind, busy in link_seconds(plan, topology).items():
+        at = int(np.argmax(busy))
+        if busy[at] > seconds * (1 + 1e-9):
+            what, way = kind.split()
+            name = f"node {at} {way}" if what == "node" else f"GPU {at} {way} ({what})"
+            seconds = float(busy[at])
+    return name, seconds
+
+
+def _finish(
+    network: TransferPlan, part: Ints, group: Ints, topology: Topology, messages: int, after: Floats, *, barrier: bool
+) -> Floats:
+    from stages.clocks import finish_times
+
+    links = (topology.links.within_node, topology.links.between_nodes)
+    curves = [_curve(link) for link in links]
+    return finish_times(
+        part,
+        group,
+        network.src_rank,
+        network.dst_rank,
+        network.bytes.astype(np.float64),
+        float(messages),
+        topology.gpus_per_node,
+        np.array([link.gb_per_s * 1e9 for link in links]),
+        np.array([link.latency_us * 1e-6 for link in links]),
+        np.cumsum([0, *(len(sizes) for sizes, _ in curves)]),
+        np.concatenate([sizes for sizes, _ in curves]),
+        np.concatenate([seconds for _, seconds in curves]),
+        topology.node_gb_per_s * 1e9,
+        after,
+        barrier,
+    )
+
+
+def _curve(link: Link) -> tuple[Floats, Floats]:
+    if not link.curve:
+        return np.zeros(0), np.zeros(0)
+    sizes, fractions = np.asarray(link.curve, dtype=np.float64).T
+    return sizes, sizes / (link.gb_per_s * 1e9 * fractions)
+
+
+def _copy_seconds(plan: TransferPlan, part: Ints, parts: int, topology: Topology) -> Floats:
+    """[parts, R]: copying what a part brings into the slots."""
+    lands = plan.dst_slot >= 0
+    copies = np.ones(len(plan), dtype=np.int64)
+    for kind, count in COPIES.items():
+        copies[plan.kind == kind] = count
+    moved = _per_rank(part[lands], plan.dst_rank[lands], (plan.bytes * copies)[lands], parts, topology.ranks)
+    return moved / (topology.device.copy_gb_per_s * 1e9)
+
+
+def _per_rank(part: Ints, rank: Ints, nbytes: npt.NDArray[np.int64], parts: int, ranks: int) -> Floats:
+    """[parts, R]"""
+    summed = np.bincount(part * ranks + rank, weights=nbytes, minlength=parts * ranks)
+    return summed.astype(np.float64).reshape(parts, ranks)

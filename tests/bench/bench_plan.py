@@ -1,0 +1,131 @@
+"""python -m tests.bench.bench_plan
+
+How long a full plan takes, with its schedule and its cost for both executors, and what it is worth: random maps with
+replicas, from DeepSeek-V3 on 32 GPUs to 4,096 GPUs. Each line also shows the busiest link of `relay` against that of
+`direct`, the rounds against their lower bound, the memory that planning took, and how long one rank needs to load its
+program from the plan. Times are the best of several, in seconds of this process's CPU and of the wall.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+import tracemalloc
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stages import paths
+from stages.cost import busiest_link, predict_pipelined, predict_reference
+from stages.expert_map import ExpertMap
+from stages.model import TensorSpec
+from stages.needs import needs_between
+from stages.plan.batching import batches_of
+from stages.plan.policies import Scheduled, schedule
+from stages.topology import Device, Link, Links, Topology
+from stages.transfers import read_transfers, write_transfers
+
+TENSORS = [TensorSpec("w13", [4096, 7168], "float8_e4m3fn"), TensorSpec("w2", [7168, 2048], "float8_e4m3fn")]
+NBYTES = sum(tensor.nbytes for tensor in TENSORS)
+LINKS = Links(Link(349.0, 20.0), Link(50.0, 30.0))
+DEVICE = Device(1200.0, 2900.0, 2000.0, 200.0)
+STAGING_MIB = 1024.0
+RUNS = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    layers: int
+    experts: int
+    slots: int
+    nodes: int
+    target_seconds: float
+
+
+CASES = (
+    Case("DeepSeek-V3, 58 x 288", 58, 256, 288, 4, 0.2),
+    Case("DeepSeek-V3, 58 x 288", 58, 256, 288, 36, 0.5),
+    Case("Kimi-K2, 60 x 1024", 60, 384, 1024, 128, 1.5),
+    Case("60 x 2048", 60, 384, 2048, 256, 3.0),
+    Case("60 x 4096", 60, 384, 4096, 512, 6.0),
+)
+
+
+def maps_of(case: Case) -> tuple[ExpertMap, ExpertMap]:
+    rng = np.random.default_rng(0)
+
+    def one() -> ExpertMap:
+        extra = rng.integers(0, case.experts, (case.layers, case.slots - case.experts))
+        return rng.permuted(np.hstack([np.tile(np.arange(case.experts), (case.layers, 1)), extra]), axis=1)
+
+    return one(), one()
+
+
+def plan(case: Case, topology: Topology, policy: str, old: ExpertMap, new: ExpertMap) -> tuple[Scheduled, float, float]:
+    """The plan, and what both executors take."""
+    needs = needs_between(old, new, topology.ranks)
+    needs.check_held()
+    found = schedule(policy, needs, topology, case.layers, NBYTES, len(TENSORS), 64)
+    rows = found.transfers
+    reference = predict_reference(rows, topology, case.layers, len(TENSORS), one_group=policy == "direct")
+    batch, phase = batches_of(rows, case.layers, case.slots, topology.ranks, NBYTES, STAGING_MIB)
+    return found, reference.seconds, predict_pipelined(rows, batch, phase, topology, len(TENSORS)).seconds
+
+
+def load_seconds(found: Scheduled, case: Case, ranks: int, old: ExpertMap, new: ExpertMap) -> float:
+    """What the busiest rank needs to read the plan and to take its part out of it."""
+    import torch
+
+    from stages.update.job import Job
+    from stages.update.rows import RowMover
+
+    sample = [torch.empty((1, 1), dtype=torch.uint8)]
+    network = found.transfers.network
+    rank = int(np.argmax(np.bincount(found.transfers.dst_rank[network], minlength=ranks)))
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_transfers(Path(folder), found.transfers)
+        for _ in range(RUNS):
+            start = time.perf_counter()
+            rows = read_transfers(Path(folder) / paths.TRANSFERS)
+            RowMover(Job(old, new, rows, ranks, direct=False), rank, sample)
+            seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def main() -> None:
+    print(f"{os.cpu_count()} cores, numpy {np.__version__}; best of {RUNS}; seconds: CPU / wall")
+    for case in CASES:
+        for rails in (False, True):
+            topology = Topology(nodes=case.nodes, gpus_per_node=8, rails=rails, links=LINKS, device=DEVICE)
+            old, new = maps_of(case)
+            plan(case, topology, "relay", old, new)  # compiles
+            times = []
+            for _ in range(RUNS):
+                begin, start = time.process_time(), time.perf_counter()
+                found, reference, pipelined = plan(case, topology, "relay", old, new)
+                times.append((time.perf_counter() - start, time.process_time() - begin))
+            wall, cpu = min(times)
+            tracemalloc.start()
+            plan(case, topology, "relay", old, new)
+            peak = tracemalloc.get_traced_memory()[1] / 1e6
+            tracemalloc.stop()
+            direct, _, _ = plan(case, topology, "direct", old, new)
+            worth = busiest_link(direct.transfers, topology)[1] / busiest_link(found.transfers, topology)[1]
+            rows, ranks = len(found.transfers), topology.ranks
+            print(
+                f"{case.name:22} {ranks:5} ranks{' on rails' if rails else '':9} {rows:7} rows  {cpu:6.3f} / {wall:6.3f} s "
+                f"(target {case.target_seconds} s), {wall / rows * 1e6:4.1f} us a row, {peak:5.0f} MB  "
+                f"rounds {found.rounds.rounds.sum():4} of at least {found.rounds.least.sum():4}  "
+                f"busiest link of direct / relay {worth:4.2f}  "
+                f"predicted {reference:6.3f} s reference, {pipelined:6.3f} s pipelined  "
+                f"a rank loads in {load_seconds(found, case, ranks, old, new) * 1e3:4.1f} ms",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Predictions against sums made by hand, and the names of links."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stages.cost import busiest_link, link_seconds, predict_pipelined, predict_reference
+from stages.topology import Device, Link, Links, Topology
+from stages.transfers import Kind, TransferPlan
+
+GB = 10**9
+INSTANT = Device(1e12, 1e12)
+
+
+def topology(**values: object) -> Topology:
+    """2 x 2 GPUs; 10 GB/s inside nodes, 1 GB/s between them."""
+    return Topology("t", 2, 2, **{"links": Links(Link(10.0), Link(1.0)), "device": INSTANT, **values})
+
+
+def hops(*rows: tuple[int, int, int, int], kind: int = Kind.same_node) -> TransferPlan:
+    """(layer, round, from, to) of one GB each."""
+    layer, number, src, dst = (np.array(column, dtype=np.int64) for column in zip(*rows, strict=True))
+    n = len(rows)
+    return TransferPlan(
+        layer=layer, logical_expert=np.arange(n), kind=np.full(n, kind), src_rank=src, src_slot=src, dst_rank=dst,
+        dst_slot=dst, round=number, bytes=np.full(n, GB),
+    )  # fmt: skip
+
+
+def seconds(plan: TransferPlan, where: Topology, *, one_group: bool = False, tensors: int = 1) -> list[float]:
+    layers = int(plan.layer.max()) + 1
+    found = predict_reference(plan, where, layers, tensors, one_group=one_group)
+    assert found.seconds == pytest.approx(found.parts.sum())
+    return found.parts.tolist()
+
+
+def test_a_hop_takes_the_time_of_its_link_and_its_messages() -> None:
+    slow = topology(links=Links(Link(10.0, 1e5), Link(1.0, 2e5)))
+    assert seconds(hops((0, 0, 0, 1)), slow, tensors=3) == pytest.approx([0.1 + 0.3])
+    assert seconds(hops((0, 0, 0, 2)), slow, tensors=3) == pytest.approx([1.0 + 0.6])
+
+
+def test_directions_and_links_go_at_once_and_hops_of_one_direction_share() -> None:
+    both = hops((0, 0, 0, 2), (0, 0, 2, 0), (0, 0, 0, 1))
+    assert seconds(both, topology(), one_group=True) == pytest.approx([1.0])
+    shared = hops((0, 0, 0, 2), (0, 0, 0, 3))
+    assert seconds(shared, topology(), one_group=True) == pytest.approx([2.0])
+
+
+def test_a_round_begins_when_both_ends_are_there() -> None:
+    """0 sends to 2 for a second; 1 to 0 for a tenth; in the next round 1 waits for 0, which is still sending."""
+    plan = hops((0, 0, 0, 2), (0, 0, 1, 3), (0, 1, 1, 0))
+    assert seconds(plan, topology()) == pytest.approx([1.1])
+    assert seconds(plan, topology(), one_group=True) == pytest.approx([1.0])
+
+
+def test_layers_follow_each_other_on_each_rank_and_copies_count() -> None:
+    plan = hops((0, 0, 0, 2), (1, 0, 1, 3))
+    assert seconds(plan, topology()) == pytest.approx([1.0, 0.0])  # other ranks: both at once
+    plan = hops((0, 0, 0, 2), (1, 0, 2, 3))
+    assert seconds(plan, topology(device=Device(2.0, 1e12, layer_us=1e5))) == pytest.approx([1.6, 0.7])
+    local = hops((0, 0, 1, 1), kind=Kind.same_gpu)
+    assert seconds(local, topology(device=Device(2.0, 1e12))) == pytest.approx([1.0])
+    rider = hops((0, 0, 1, 1), kind=Kind.free_rider)
+    assert seconds(rider, topology(device=Device(2.0, 1e12))) == pytest.approx([0.5])
+
+
+def test_gpus_of_a_node_share_its_link() -> None:
+    plan = hops((0, 0, 0, 2), (0, 0, 1, 3))
+    assert seconds(plan, topology()) == pytest.approx([1.0])
+    assert seconds(plan, topology(links=Links(Link(10.0), Link(1.0), 0.5))) == pytest.approx([4.0])
+
+
+def test_small_groups_reach_a_fraction_of_the_link() -> None:
+    curve = [[1e8, 0.25], [1e9, 0.5], [2e9, 1.0]]
+    where = topology(links=Links(Link(10.0, curve=curve), Link(1.0)))
+    assert seconds(hops((0, 0, 0, 1)), where) == pytest.approx([0.2])
+    assert seconds(hops((0, 0, 0, 1), (0, 0, 0, 1)), where, one_group=True) == pytest.approx([0.2])
+    assert seconds(hops((0, 0, 0, 1), (0, 1, 0, 1)), where) == pytest.approx([0.4])
+    link = where.links.within_node
+    sizes = np.array([0, 1, 1e8, 5.5e8, 1e9, 2e9, 12e9])
+    assert link.seconds(sizes, 0) == pytest.approx([0, 0.04, 0.04, 0.12, 0.2, 0.2, 1.2])
+
+
+def test_batches_overlap_what_is_done_with_the_one_before() -> None:
+    """Packing 0.1 s, hashing 0.5 s, copying into slots 0.1 s, 0.1 s for each batch."""
+    device = Device(10.0, 2.0, batch_us=1e5)
+    plan = hops((0, 0, 0, 2), (1, 0, 0, 2))
+    one = predict_pipelined(plan, np.array([0, 0]), np.zeros(2, dtype=np.int64), topology(device=device), 1)
+    assert one.parts == pytest.approx([2.0 + 1.3])
+    two = predict_pipelined(plan, np.array([0, 1]), np.zeros(2, dtype=np.int64), topology(device=device), 1)
+    assert two.parts == pytest.approx([1.0, 1.0 + 0.7])
+    assert two.seconds == pytest.approx(2.7)
+    nothing = plan.select(np.zeros(2, dtype=np.bool_))
+    empty = np.zeros(0, dtype=np.int64)
+    assert predict_pipelined(nothing, empty, empty, topology(), 1).seconds == 0
+
+
+def test_nothing_takes_no_time() -> None:
+    plan = hops((0, 0, 0, 2)).select(np.zeros(1, dtype=np.bool_))
+    assert predict_reference(plan, topology(), 3, 1, one_group=True).parts.tolist() == [0, 0, 0]
+    assert busiest_link(plan, topology()) == ("", 0.0)
+
+
+def test_links_have_names() -> None:
+    assert busiest_link(hops((0, 0, 0, 1)), topology()) == ("GPU 0 out (fabric)", pytest.approx(0.1))
+    assert busiest_link(hops((0, 0, 1, 2), (0, 0, 1, 3)), topology()) == ("GPU 1 out (network)", pytest.approx(2.0))
+    narrow = topology(links=Links(Link(10.0), Link(1.0), 0.5))
+    assert busiest_link(hops((0, 0, 0, 3), (0, 0, 2, 1), (0, 0, 2, 0)), narrow) == ("node 1 out", pytest.approx(4.0))
+    found = link_seconds(hops((0, 0, 0, 3)), topology())
+    assert found["network in"].tolist() == [0, 0, 0, 1]
+    assert found["node in"].tolist() == [0, 0.5]
