@@ -49,7 +49,7 @@ def troubled_update(rank: Rank, config: UpdateStageConfig, job: Job, found: Path
     try:
         measured = update_rank(rank, config, job, hooks)
     except BaseException:
-        if kept:
+        if kept and rank.device.type == "cpu":  # a GPU may still wait for ranks that have gone
             np.save(left / f"{rank.rank}.npy", checksums(kept[0]))
         raise
     if rank.rank == 0:
@@ -129,7 +129,13 @@ def kill_after(rank: Rank, trouble: Trouble, kept: list[Weights]) -> Hooks:
 
 
 def stop(rank: Rank, trouble: Trouble, kept: list[Weights]) -> Hooks:
+    """SIGSTOP before the batch is sent."""
     return Hooks(before_send=lambda batch: os.kill(os.getpid(), signal.SIGSTOP) if batch == trouble.batch else None)
+
+
+def stop_after(rank: Rank, trouble: Trouble, kept: list[Weights]) -> Hooks:
+    """SIGSTOP when the batch is committed and recorded."""
+    return Hooks(after_commit=lambda batch: os.kill(os.getpid(), signal.SIGSTOP) if batch == trouble.batch else None)
 
 
 def wait(rank: Rank, trouble: Trouble, kept: list[Weights]) -> Hooks:
@@ -179,6 +185,19 @@ def no_memory(rank: Rank, trouble: Trouble, kept: list[Weights]) -> Hooks:
     return Hooks()
 
 
+def no_gpu_memory(rank: Rank, trouble: Trouble, kept: list[Weights]) -> Hooks:
+    """Somebody else has taken the GPU's memory, but for a little."""
+    assemble, taken = pipelined.assemble, []
+
+    def assemble_in_less(*args: Any) -> Any:
+        free = torch.cuda.mem_get_info(rank.device)[0]
+        taken.append(torch.empty(free - (32 << 20), dtype=torch.uint8, device=rank.device))
+        return assemble(*args)
+
+    pipelined.assemble = assemble_in_less
+    return Hooks()
+
+
 def no_disk(rank: Rank, trouble: Trouble, kept: list[Weights]) -> Hooks:
     """The file system has no room for the journal."""
 
@@ -214,8 +233,8 @@ def no_growth() -> Iterator[None]:
 
 
 TROUBLES = (
-    flip, nothing_arrives, wrong_expert, kill, kill_during, kill_while_writing, kill_after, stop, wait, disagree,
-    other_batches, no_memory, no_disk, no_disk_later,
+    flip, nothing_arrives, wrong_expert, kill, kill_during, kill_while_writing, kill_after, stop, stop_after, wait, disagree,
+    other_batches, no_memory, no_gpu_memory, no_disk, no_disk_later,
 )  # fmt: skip
 HOOKS: dict[str, Made] = {function.__name__: function for function in TROUBLES}
 
