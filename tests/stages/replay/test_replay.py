@@ -232,7 +232,7 @@ def test_options_that_cannot_be(values: dict[str, Any], message: str) -> None:
 def test_the_key_holds_what_counts() -> None:
     key = config().key_config()
     assert key["collect"] == {"tokens_per_second": 50.0}
-    assert key["topology"]["links"]["within_node"] == {"gb_per_s": 10.0, "latency_us": 1.0}
+    assert key["topology"]["links"]["within_node"] == {"gb_per_s": 10.0, "latency_us": 1.0, "curve": []}
     assert key["model"]["moe_time_fraction"] == 0.5
     assert config(every=3).key_config() != key
     assert config(place=options(max_steps=3)).key_config() != key
