@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.summary import read_summary
 from stages.execution import read_execution
-from tests.stages.update.hosts import hosts_or_loopback
+from tests.network.hosts import hosts_or_loopback
 from tests.stages.update.processes import MARK, wait_until_gone
 
 ROOT = Path(__file__).parents[2]

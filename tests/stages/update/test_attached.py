@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +25,10 @@ from stages.update.failures import Failure
 from stages.update.progress_board import Phase, ProgressBoard
 from stages.update.seat import Seat
 from stages.update.stores import Line
+from tests.network.hosts import Host, hosts_or_loopback
 from tests.stages.update import attached_script
 from tests.stages.update.attached_script import CASE, FAILING, TIMEOUT_SECONDS
 from tests.stages.update.cases import TENSORS, config_of, job_of
-from tests.stages.update.hosts import Host, hosts_or_loopback, network, why_not
 from tests.stages.update.processes import MARK, wait_until_gone
 
 ROOT = Path(__file__).parents[3]
@@ -64,13 +63,13 @@ def torchrun(
 
 def test_two_hosts_under_torchrun_and_a_link_that_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there are no namespaces, two hosts on the loopback device, and nothing is cut."""
-    mark, can_cut = f"{os.getpid()}-torchrun", not why_not()
-    with network(2) if can_cut else nullcontext() as made:
-        hosts = made.hosts if made else [Host("127.0.0.1")] * 2
+    mark = f"{os.getpid()}-torchrun"
+    with hosts_or_loopback(2) as hosts:
+        can_cut = bool(hosts[1].switch)
         agents = torchrun(hosts, 2, mark, tmp_path, *["cut"] * can_cut)
-        if made:
+        if can_cut:
             wait_for(tmp_path / "ready", agents)
-            made.cut(1)
+            hosts[1].cut()
             began = time.monotonic()
             (tmp_path / "cut").touch()
         said = [agent.communicate(timeout=120)[0] for agent in agents]
