@@ -229,11 +229,13 @@ class _Walk:
                 state.seconds = time.perf_counter() - began
                 if error.result is not None:
                     state.metrics = dict(error.result.metrics)
-                    self._keep(partial, spec, stage, parts, error.result, started, state.seconds)
+                    files = set(error.result.files)
+                    self._keep(partial, spec, stage, parts, error.result, files, started, state.seconds)
                 raise
             state.seconds = time.perf_counter() - began
             state.metrics = dict(result.metrics)
-            self.manifests[spec.name] = self._keep(partial, spec, stage, parts, result, started, state.seconds)
+            files = {*spec.outputs, *result.files}
+            self.manifests[spec.name] = self._keep(partial, spec, stage, parts, result, files, started, state.seconds)
         state.state = "ran"
 
     def _keep(
@@ -243,14 +245,15 @@ class _Walk:
         stage: record.StageRecord,
         parts: KeyParts,
         result: StageResult,
+        files: set[str],
         started: str,
         seconds: float,
     ) -> Manifest:
-        """Move the working folder to its place, with a manifest, and upload it."""
-        missing = [file for file in {*spec.outputs, *result.files} if not (partial / file).is_file()]
+        """Move the working folder, with `files` in it, to its place, with a manifest, and upload it."""
+        missing = [file for file in files if not (partial / file).is_file()]
         if missing:
             raise MoesaicError(f"The stage {spec.name} did not write {', '.join(sorted(missing))}.")
-        outputs = {file: paths.sha256(partial / file) for file in sorted({*spec.outputs, *result.files})}
+        outputs = {file: paths.sha256(partial / file) for file in sorted(files)}
         manifest = Manifest(
             stage=spec.name,
             key=parts.key,

@@ -55,7 +55,8 @@ def simulate(
     sequence: Ints, step: Ints, order: Ints, begin: Ints, reads: Ints, src: Ints, dst: Ints,
     ranks: int, rows: int, at_once: int, at_least: int, sends_at_once: int,
 ) -> tuple[Ints, Ints, Ints, Ints]:  # pragma: no cover  # fmt: skip
-    """Stage units in order of `sequence`, each rank as many as it has room for; commit what nobody waits for.
+    """Stage units in order of `sequence`, each rank as many as it has room for; commit what nobody waits for. Of each
+    rank's rows all but one may be parked.
 
     A unit whose ranks have no room is passed over and bars them for the rest of the batch, so that each rank keeps
     its order. [n], [n], [n], [B]: stage, commit and row of each network row, and `after` of each batch.
@@ -72,6 +73,7 @@ def simulate(
     soon = np.zeros(ranks, dtype=np.int64)  # rows that the batch before gives back
     barred = np.empty(ranks, dtype=np.bool_)
     arriving, leaving = np.zeros(ranks, dtype=np.int64), np.zeros(ranks, dtype=np.int64)
+    parked, parking = np.zeros(ranks, dtype=np.int64), np.zeros(ranks, dtype=np.int64)
     lacking = np.bincount(dst, minlength=ranks)
     limit = np.empty(ranks, dtype=np.int64)
     chosen, waiting = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
@@ -88,6 +90,7 @@ def simulate(
         for lag in (2, 1):
             arriving[:] = 0
             leaving[:] = 0
+            parking[:] = parked
             barred[:] = False
             bars, kept, at = 0, 0, 0
             while at < min(remaining, window) and bars < ranks:
@@ -101,12 +104,17 @@ def simulate(
                     room = free[dst[n]] if lag == 2 else free[dst[n]] + soon[dst[n]]
                     if barred[dst[n]] or arriving[dst[n]] >= min(limit[dst[n]], room):
                         fits = False
+                    if readers[n] and parking[dst[n]] >= rows - 1:
+                        fits = False
                 if leaving[src[order[begin[unit]]]] >= sends_at_once:
                     fits = False
                 for i in range(begin[unit], begin[unit + 1]):
                     n = order[i]
                     if fits:
                         arriving[dst[n]] += 1
+                        parking[dst[n]] += readers[n] > 0
+                        if reads[n] >= 0:
+                            readers[reads[n]] -= 1
                         chosen[found] = n
                         found += 1
                     elif not barred[dst[n]]:
@@ -130,13 +138,12 @@ def simulate(
         for i in range(found):
             n = chosen[i]
             stage[n] = batch
-            if reads[n] >= 0:
-                readers[reads[n]] -= 1
             waiting[waiters] = n
             waiters += 1
         free += soon - arriving
         lacking -= arriving
         soon[:] = 0
+        parked[:] = 0
         kept = 0
         for i in range(waiters):
             n = waiting[i]
@@ -145,6 +152,7 @@ def simulate(
                 used_by[dst[n], row[n]] = batch
                 soon[dst[n]] += 1
             else:
+                parked[dst[n]] += 1
                 waiting[kept] = n
                 kept += 1
         waiters = kept

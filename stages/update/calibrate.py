@@ -220,7 +220,7 @@ def _measure_device(rank: Rank, topology: Topology) -> Device:
 
 
 def _attached(seat: Seat, topology: Topology, backend: str) -> Topology:
-    os.environ.update(network_defaults(loopback=seat.hosts == 1))
+    os.environ.update(network_defaults(loopback=seat.hosts == 1, meeting_place=seat.address))
     hosted = host_store(seat.port) if seat.rank == 0 and not seat.agent_store else None
     store = prefixed(f"moesaic-calibrate/{seat.restart}", join_store(seat.address, seat.port, TIMEOUT_SECONDS))
     with joined(

@@ -8,9 +8,13 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages.errors import BadInput, Corruption, MoesaicError
 from stages.update.progress_board import STEPS, Phase, where
+
+if TYPE_CHECKING:
+    from stages.contract import StageResult
 
 PEER_LOST = re.compile(
     r"connection (closed|reset|refused)|broken pipe|socket|recvvalue|sendbytes|remote process exited|"
@@ -18,6 +22,14 @@ PEER_LOST = re.compile(
     re.IGNORECASE,
 )
 """What a rank says when another one went away: a consequence, not a cause."""
+
+
+class RanksLost(MoesaicError):
+    """`ranks` died, or fell silent, and what they held is gone with them."""
+
+    def __init__(self, message: str, ranks: Sequence[int], result: StageResult | None = None) -> None:
+        super().__init__(message, result)
+        self.ranks = tuple(ranks)
 
 
 TIMED_OUT = re.compile(r"timed out|timeout", re.IGNORECASE)
@@ -54,7 +66,8 @@ class Death:
 
     def __str__(self) -> str:
         if self.error:
-            return f"rank {self.rank} failed {where(self.phase, self.layer)}: {tidy(self.error)}"
+            said = tidy(self.error.removeprefix(f"{MoesaicError.__name__}: "))
+            return f"rank {self.rank} failed {where(self.phase, self.layer)}: {said}"
         place = where(self.phase, self.layer) + (" of the update" if self.phase in STEPS else "")
         if self.signal_name:
             return f"rank {self.rank} was killed by {self.signal_name} {place}"
@@ -66,6 +79,33 @@ def as_raised(error: str) -> MoesaicError | None:
     name, _, message = error.partition(": ")
     kinds = {kind.__name__: kind for kind in (BadInput, Corruption)}
     return kinds[name](message) if name in kinds else None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an update of attached ranks ended, which all of them say alike. `lost`: ranks that died or fell silent."""
+
+    sentence: str
+    lost: tuple[int, ...] = ()
+
+    def to_text(self) -> str:
+        return json.dumps([self.sentence, self.lost])
+
+    @classmethod
+    def from_text(cls, text: str) -> Failure:
+        sentence, lost = json.loads(text)
+        return cls(sentence, tuple(lost))
+
+    def error(self) -> MoesaicError:
+        lost = RanksLost(self.sentence, self.lost) if self.lost else None
+        return as_raised(self.sentence) or lost or MoesaicError(self.sentence)
+
+
+def silence(ranks: Sequence[int], doing: str, timed_out: bool) -> Failure:
+    """Of `ranks` that say nothing any more, while others have lost them or, `timed_out`, waited for them in vain."""
+    names = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"
+    gone = "is gone" if len(ranks) == 1 else "are gone"
+    return Failure(f"{names} {'did not answer in time' if timed_out else gone}: last seen {doing}", tuple(ranks))
 
 
 def root_cause(deaths: Sequence[Death]) -> Death:

@@ -26,20 +26,28 @@ class Journal:
 
     def __init__(self, folder: Path, rank: int, batches: int) -> None:
         self.path = journal_file(folder, rank)
-        self.committed = committed_batches(self.path, batches)
+        self.committed = committed_batches(self.path, batches) or 0
         self._batches = batches
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            os.posix_fallocate(self._file, 0, HEADER_BYTES + max(1, batches))
-            os.pwrite(self._file, json.dumps({"rank": rank, "batches": batches}).encode().ljust(HEADER_BYTES), 0)
-            os.pwrite(self._file, COMMITTED * self.committed + bytes(batches - self.committed), HEADER_BYTES)
-            os.fsync(self._file)
+            try:
+                self._prepare(rank)
+            except OSError:
+                os.close(self._file)
+                raise
         except OSError as error:
             raise MoesaicError(
                 f"The journal {self.path} cannot be written ({error.strerror}): nothing was moved; make room there, or "
                 "choose another folder with update.journal."
             ) from error
+
+    def _prepare(self, rank: int) -> None:
+        """Give the file its size and its head, and forget what lies behind a gap."""
+        os.posix_fallocate(self._file, 0, HEADER_BYTES + max(1, self._batches))
+        os.pwrite(self._file, json.dumps({"rank": rank, "batches": self._batches}).encode().ljust(HEADER_BYTES), 0)
+        os.pwrite(self._file, COMMITTED * self.committed + bytes(self._batches - self.committed), HEADER_BYTES)
+        os.fsync(self._file)
 
     def commit(self, batch: int) -> None:
         """Record that this rank has committed `batch`."""
@@ -75,14 +83,14 @@ class NoJournal:
         """Nothing to close."""
 
 
-def committed_batches(path: Path, batches: int) -> int:
-    """How many batches the journal says are committed; 0 without a journal, or with one of another number of batches."""
+def committed_batches(path: Path, batches: int) -> int | None:
+    """How many batches the journal says are committed; None without one that can be read."""
     try:
         data = path.read_bytes()
         header = json.loads(data[:HEADER_BYTES])
     except (OSError, ValueError):
-        return 0
-    if header.get("batches") != batches:
-        return 0
+        return None
+    if not isinstance(header, dict) or header.get("batches") != batches:
+        return None
     flags = data[HEADER_BYTES : HEADER_BYTES + batches]
     return len(flags) - len(flags.lstrip(COMMITTED))

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from stages.update.program import Arrivals
     from stages.update.truth import Sums
 
+if TYPE_CHECKING:
+    from stages.update.program import Arrivals
+
 Commit = Callable[[int], None]
 """Called with each batch that this rank has committed, in order."""
 
@@ -64,13 +67,15 @@ def faults_of(batch: int, arrivals: Arrivals, expected: Sums, found: Sums) -> li
 
 @dataclass(frozen=True)
 class Hooks:
-    """Where tests come in between: before a batch is sent, and after it has arrived, before it is checked.
+    """Where tests come in between: before a batch is sent; after it has arrived, before it is checked; after it has been
+    committed and recorded.
 
-    On a GPU they are called when the batch is queued, and queue their work on the current stream.
+    On a GPU the first two are called when the batch is queued, and queue their work on the current stream.
     """
 
     before_send: Callable[[int], None] = lambda batch: None
     after_arrival: Callable[[int, Staging], None] = lambda batch, staging: None
+    after_commit: Callable[[int], None] = lambda batch: None
 
 
 NO_HOOKS = Hooks()

@@ -16,24 +16,26 @@ import tempfile
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import MoesaicError
-from stages.update.failures import TIMED_OUT, Death, as_raised, recorded_error, root_cause
+from stages.update.failures import TIMED_OUT, Death, RanksLost, as_raised, recorded_error, root_cause
 from stages.update.machine import cores
 from stages.update.network import network_defaults
 from stages.update.progress_board import OnReport, ProgressBoard, silent, where
 from stages.update.seat import LocalSeat
 
 if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
     from torch.distributed.elastic.multiprocessing import PContext
 
 POLL_SECONDS = 0.05
 SETTLE_SECONDS = 0.3
-"""How long the other ranks get to show what ended them once one is dead."""
+"""How long the other ranks get to show what ended them once one is dead, and again when one more is."""
 CLOSE_SECONDS = 3
 ELASTIC_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 ELASTIC_LOGGERS = ("torch.distributed.elastic.multiprocessing.api", "torch.multiprocessing.spawn")
@@ -128,7 +130,7 @@ def _watch(context: PContext, board: ProgressBoard, on_report: OnReport) -> None
     said = None
     while True:
         if any(process.exitcode is not None for process in processes):
-            time.sleep(SETTLE_SECONDS)
+            _settle(processes)
             raise _failure([process.exitcode for process in processes], context, board)
         result = context.wait(timeout=0)
         if result is not None:
@@ -143,6 +145,14 @@ def _watch(context: PContext, board: ProgressBoard, on_report: OnReport) -> None
         time.sleep(POLL_SECONDS)
 
 
+def _settle(processes: Sequence[BaseProcess]) -> None:
+    """Until none has ended for a moment."""
+    ended, before = 1, 0
+    while ended > before:
+        time.sleep(SETTLE_SECONDS)
+        before, ended = ended, sum(process.exitcode is not None for process in processes)
+
+
 def _failure(codes: list[int | None], context: PContext, board: ProgressBoard) -> MoesaicError:
     """One sentence on the rank that ended first, from the exit codes of all (None: still runs); details as a note."""
     deaths = []
@@ -155,12 +165,17 @@ def _failure(codes: list[int | None], context: PContext, board: ProgressBoard) -
         return MoesaicError("A rank ended by SIGTERM.")
     cause = root_cause(deaths)
     silent_ranks = [rank for rank in range(len(codes)) if rank not in {death.rank for death in deaths}]
-    failure = as_raised(cause.error) or MoesaicError(
-        str(cause) + (_silence(silent_ranks, board) if TIMED_OUT.search(cause.error) else "")
-    )
-    log = Path(context.stderrs[cause.rank])
-    tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:] if log.exists() else []
-    failure.add_note(cause.traceback or "\n".join(tail))
+    file = Path(context.stderrs[cause.rank])
+    log = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    sentence, lost = str(cause), [death.rank for death in deaths if not death.error]
+    gave_up = cause.signal_name == "SIGABRT" and TIMED_OUT.search(log)  # as NCCL's watchdog does
+    if gave_up:
+        sentence, lost = f"rank {cause.rank} gave up waiting {where(cause.phase, cause.layer)}", []
+    if gave_up or TIMED_OUT.search(cause.error):
+        sentence += _silence(silent_ranks, board)
+        lost += silent_ranks
+    failure = as_raised(cause.error) or (RanksLost(sentence, lost) if lost else MoesaicError(sentence))
+    failure.add_note(cause.traceback or "\n".join(log.splitlines()[-20:]))
     return failure
 
 

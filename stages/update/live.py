@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from stages.batches import reached
 from stages.checksum import checksum_tensors
 from stages.direct import direct_transfers
 from stages.expert_map import ExpertMap
@@ -20,7 +19,6 @@ from stages.topology import Topology
 from stages.update import pipelined
 from stages.update.config import UpdateOptions, UpdateStageConfig
 from stages.update.job import Job
-from stages.update.machinery import transport_of
 from stages.update.progress_board import ProgressBoard
 from stages.update.rank import Rank
 from stages.update.stopped import all_faults, why_stopped
@@ -93,6 +91,4 @@ def update_layers(rank: Rank, layers: LiveLayers, options: UpdateOptions) -> tup
     names = [tensor.name for tensor in config.model.tensors]
     faults = all_faults(rank, moved.faults)
     why = why_stopped(faults, names, layers.layer_ids, options.retries + 1, moved.committed, moved.batches)
-    steps = pipelined.steps_of(job.layers, options.layers_per_step)
-    spent = config.staging_budget(transport_of(rank, options), job.most_arrivals())
-    return reached(job.plan, pipelined.batches_of(job, spent, steps), job.old, moved.committed), why
+    return moved.held, why

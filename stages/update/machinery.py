@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
+from stages.errors import MoesaicError
 from stages.update.config import UpdateOptions, UpdateStageConfig
 from stages.update.exchange import Traffic
-from stages.update.lane import Commit, Hooks, Lane, Spans
+from stages.update.failures import tidy
+from stages.update.lane import NO_HOOKS, Commit, Hooks, Lane, Spans
 from stages.update.machine import transport
 from stages.update.moved import Event
 from stages.update.p2p import PointToPoint
@@ -20,16 +24,20 @@ from stages.update.staging import Budget, Staging
 from stages.update.truth import Sums
 
 Slots = Sequence[Sequence[torch.Tensor]]
+NO_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
+"""What torch says on a CPU, and on a GPU."""
 
 
 @dataclass(frozen=True)
 class Machinery:
-    """`events` and `traffic`: what happened, once the device is idle. `close`: all ranks are done with it."""
+    """`events` and `traffic`: what happened, once the device is idle. `another`: a lane for another program over the same
+    staging, when the first has stopped on all ranks, which all call it. `close`: all ranks are done with it."""
 
     lane: Lane
     staging: Staging
     events: Callable[[], list[Event]]
     traffic: Callable[[], Traffic]
+    another: Callable[[Program], Lane]
     close: Callable[[], None]
 
 
@@ -56,11 +64,37 @@ def _on_host(
 ) -> Machinery:  # fmt: skip
     from stages.update.host_lane import HostLane
 
-    staging, packed = _split(config, spent, torch.empty(spent.nbytes(config.staging_layout), dtype=torch.uint8))
+    nbytes = spent.nbytes(config.staging_layout)
+    with _room_for(nbytes):
+        data = torch.empty(nbytes, dtype=torch.uint8)
+    staging, packed = _split(config, spent, data)
     network = PointToPoint(program, slots, staging, packed)
     spans = Spans(origin)
     lane = HostLane(program, slots, staging, network, truth, on_commit, spans, hooks)
-    return Machinery(lane, staging, lambda: spans.found, lambda: network.traffic, lambda: None)
+
+    def another(program: Program) -> Lane:
+        network = PointToPoint(program, slots, staging, None)
+        return HostLane(program, slots, staging, network, truth, _nothing, Spans(origin), NO_HOOKS)
+
+    return Machinery(lane, staging, lambda: spans.found, lambda: network.traffic, another, lambda: None)
+
+
+def _nothing(batch: int) -> None:
+    """A `Commit` that nobody records."""
+
+
+@contextmanager
+def _room_for(nbytes: int) -> Iterator[None]:
+    """Say what to do where the block finds no memory for staging."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not NO_MEMORY.search(str(error)):
+            raise
+        raise MoesaicError(
+            f"{nbytes:,} bytes of staging cannot be had ({tidy(str(error))}): nothing was moved; use a smaller "
+            "update.staging_mib."
+        ) from error
 
 
 def _split(config: UpdateStageConfig, spent: Budget, data: torch.Tensor) -> tuple[Staging, torch.Tensor | None]:
@@ -82,16 +116,33 @@ def _on_device(
     timeout, nbytes, clock = config.update.timeout_seconds, spent.nbytes(config.staging_layout), StreamClock(origin)
     carrier: Transport
     if way == "peer":
-        memory = PeerMemory(rank.rank, rank.ranks, nbytes, rank.device)
+        with _room_for(nbytes):
+            memory = PeerMemory(rank.rank, rank.ranks, nbytes, rank.device)
         staging, _ = _split(config, spent, memory.data)
         carrier = peers = PeerTransport(program, slots, staging, memory, timeout)
         traffic, close = peers.traffic, memory.close
+
+        def carrier_of(program: Program) -> Transport:
+            rank.barrier()
+            memory.own_pad.zero_()  # ranks count their meetings from the start again
+            rank.barrier()
+            return PeerTransport(program, slots, staging, memory, timeout)
     else:
-        with registrable(rank.device):
+        with registrable(rank.device), _room_for(nbytes):
             data = torch.empty(nbytes, dtype=torch.uint8, device=rank.device)
         staging, packed = _split(config, spent, data)
         network = PointToPoint(program, slots, staging, packed, message_groups(rank))
         carrier = nccl = NcclTransport(network, program.after.tolist(), vote_group(rank), rank.device)
         traffic, close = network.traffic, nccl.close
+
+        def carrier_of(program: Program) -> Transport:
+            messages = PointToPoint(program, slots, staging, None, network.lanes)
+            return NcclTransport(messages, program.after.tolist(), vote_group(rank), rank.device)
+
     lane = DeviceLane(program, slots, staging, carrier, truth, on_commit, clock, hooks, timeout)
-    return Machinery(lane, staging, clock.events, lambda: traffic, close)
+
+    def another(program: Program) -> Lane:
+        again = carrier_of(program)
+        return DeviceLane(program, slots, staging, again, truth, _nothing, StreamClock(origin), NO_HOOKS, timeout)
+
+    return Machinery(lane, staging, clock.events, lambda: traffic, another, close)

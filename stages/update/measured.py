@@ -26,6 +26,7 @@ class Measured:
     events:         float64 [R, M, 4], what (a number in EVENTS), of which layer or batch, begin, end; NaN where a rank
                     has fewer
     faults:         int64 [F, 8], rank and then the fields of each `Fault`
+    held:           int64 [L, P], what every slot holds in the end
     steps:          int64 [4], the batches (or layers) run first and committed, of how many, and how often one was resent
     link_gb_per_s:  float64 [1]
     functional:     uint8, the functional proof as JSON
@@ -41,6 +42,7 @@ class Measured:
     spans: npt.NDArray[np.float64]
     events: npt.NDArray[np.float64]
     faults: npt.NDArray[np.int64]
+    held: npt.NDArray[np.int64]
     steps: npt.NDArray[np.int64]
     link_gb_per_s: npt.NDArray[np.float64]
     functional: npt.NDArray[np.uint8]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from stages.expert_map import ExpertMap
 from stages.update.lane import Fault
 
 EVENTS = ("layer", "pack", "network", "hash", "wait", "commit")
@@ -20,7 +21,7 @@ class Moved:
 
     first, committed: the batches (layers, for the reference executor) from `first` on were run here, and `committed` of
     all `batches` are done; faults: what arrived wrong in the batch that the update stopped at; resent: how often a
-    batch was sent again.
+    batch was sent again. held: `[L, P]`, what every slot of all ranks holds now.
     """
 
     seconds: float
@@ -31,6 +32,7 @@ class Moved:
     first: int
     committed: int
     batches: int
+    held: ExpertMap
     faults: list[Fault] = field(default_factory=list)
     resent: int = 0
     began: float = 0.0

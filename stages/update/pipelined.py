@@ -4,7 +4,8 @@
     vote    one all-reduce; only if every rank agrees
     commit  copy staging into the slots
 
-A batch that arrives wrong is sent again, `update.retries` times; then the update stops cleanly: nobody commits it.
+A batch that arrives wrong is sent again, `update.retries` times; then the update stops cleanly: nobody commits it, and
+experts that wait in staging, and that no slot holds any more, are put down in slots that can spare what they hold.
 """
 
 from __future__ import annotations
@@ -18,18 +19,22 @@ import torch
 import torch.distributed as dist
 
 from stages.batches import Batches, cut, parked, reached
+from stages.errors import BadInput
+from stages.expert_map import ExpertMap
 from stages.transfers import Ints
 from stages.update.config import UpdateStageConfig
 from stages.update.garbage import no_garbage_collection
 from stages.update.job import Job
 from stages.update.journal import Journal, NoJournal
 from stages.update.lane import NO_HOOKS, Fault, Hooks, Lane
-from stages.update.machinery import assemble, transport_of
+from stages.update.machinery import Machinery, assemble, transport_of
 from stages.update.moved import Moved
 from stages.update.program import compile_program
 from stages.update.progress_board import Phase
+from stages.update.put_down import plan_put_down
 from stages.update.rank import Rank
 from stages.update.staging import Budget, Staging, as_bytes
+from stages.update.stopped import all_faults
 from stages.update.truth import Sums
 from stages.update.weights import Weights, fill, fill_expert
 
@@ -75,9 +80,11 @@ def prepare(
     way = transport_of(rank, options)
     spent = config.staging_budget(way, job.most_arrivals())
     batches = batches_of(job, spent, steps_of(job.layers, options.layers_per_step))
+    digest = job.digest(spent, batches.digest())
+    _agree(rank, digest)
     program = compile_program(job.plan, batches, rank.rank, job.slots_per_rank)
     slots = [as_bytes(tensors) for tensors in weights]
-    folder = config.journal_folder(job.digest(spent))
+    folder = config.journal_folder(digest)
     journal = NoJournal() if folder is None else Journal(folder, rank.rank, len(program))
     first = _common(rank, journal.committed)
     journal.rewind(first)
@@ -85,6 +92,7 @@ def prepare(
     def on_commit(batch: int) -> None:
         journal.commit(batch)
         rank.report(Phase.batch, batch + 1)
+        hooks.after_commit(batch)
 
     checks = truth if options.verify_before_commit else None
     machinery = assemble(rank, way, config, program, slots, spent, checks, on_commit, origin, hooks)
@@ -100,8 +108,13 @@ def prepare(
             outcome = run_batches(machinery.lane, len(program), first, options.retries)
             seconds = time.perf_counter() - begin
         rank.synchronize()
+        if folder is not None:
+            rank.barrier()  # a rank that has all batches keeps its journal while another may lack one
         journal.close()
         traffic, events = machinery.traffic(), machinery.events()
+        held = reached(job.plan, batches, job.old, outcome.committed)
+        if outcome.committed < len(program):
+            held = _put_down(rank, job, batches, spent, held, outcome, machinery, options.retries)
         machinery.close()
         return Moved(
             seconds=seconds,
@@ -115,6 +128,7 @@ def prepare(
             batches=len(program),
             faults=outcome.faults,
             resent=outcome.resent,
+            held=held,
         )
 
     return run
@@ -132,6 +146,34 @@ def batches_of(job: Job, spent: Budget, steps: Ints) -> Batches:
         rows=spent.rows, at_once=spent.at_once, at_least=spent.at_least, sends_at_once=spent.packed,
         steps=steps,
     )  # fmt: skip
+
+
+def _agree(rank: Rank, digest: str) -> None:
+    """Raise `BadInput` unless all ranks are about to run the same batches of the same plan."""
+    found = rank.gather(torch.frombuffer(bytearray(bytes.fromhex(digest)), dtype=torch.uint8))
+    others = torch.nonzero((found != found[0]).any(dim=1)).flatten().tolist()
+    if others:
+        raise BadInput(
+            f"Rank {others[0]} has another plan than rank 0, or cuts it into other batches: nothing was moved; start all "
+            "ranks with the same command, code and versions."
+        )
+
+
+def _put_down(
+    rank: Rank, job: Job, batches: Batches, spent: Budget, held: ExpertMap, outcome: Outcome, machinery: Machinery,
+    retries: int,
+) -> ExpertMap:  # fmt: skip
+    """Put down what only staging holds; the map `[L, P]` of what every slot holds then. All ranks call it."""
+    faults = [(int(receiver), Fault.of(fault)) for receiver, *fault in all_faults(rank, outcome.faults)]
+    put = plan_put_down(
+        job.plan, batches, held, outcome.committed,
+        ranks=job.ranks, rows=spent.rows, faulty={(fault.sender, receiver) for receiver, fault in faults},
+    )  # fmt: skip
+    if not len(put):
+        return held
+    program = put.program(rank.rank, job.slots_per_rank)
+    lane = machinery.another(program)
+    return put.done(held, run_batches(lane, len(program), 0, retries).committed)
 
 
 def _common(rank: Rank, committed: int) -> int:

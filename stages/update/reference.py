@@ -48,6 +48,7 @@ def prepare(rank: Rank, config: UpdateStageConfig, job: Job, weights: Weights, o
             first=0,
             committed=job.layers,
             batches=job.layers,
+            held=job.new,
         )
 
     return run

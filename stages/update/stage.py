@@ -10,11 +10,13 @@ from pathlib import Path
 from stages import paths
 from stages.checksum_table import ChecksumTable, write_checksums
 from stages.contract import Progress, StageResult
-from stages.errors import Corruption
+from stages.errors import BadInput, Corruption, MoesaicError
 from stages.execution import Execution, write_execution
 from stages.functional import write_functional
-from stages.update import attached
+from stages.holdings import write_holdings
+from stages.update import attached, inventory
 from stages.update.config import UpdateStageConfig
+from stages.update.failures import RanksLost
 from stages.update.job import Job, read_job
 from stages.update.launch import launch, start_server
 from stages.update.machine import Machine
@@ -50,10 +52,16 @@ def update(config: UpdateStageConfig, inputs: Mapping[str, Path], folder: Path, 
         suffix = f" {STEPS[phase]} {step}" if phase in STEPS else ""
         progress(f"{DOING[phase]}{suffix}", phase / (len(Phase) - 1))
 
-    if machine.seat is None:
-        measured = _run_local(config, job, machine, on_report)
-    else:
-        measured = attached.drive(config, job, machine, on_report)
+    try:
+        if machine.seat is None:
+            measured = _run_local(config, job, machine, on_report)
+        else:
+            measured = attached.drive(config, job, machine, on_report)
+    except BadInput:  # said before the first byte
+        raise
+    except MoesaicError as error:
+        _tell_what_is_held(config, job, machine, error, folder)
+        raise
     return _report(config, job, machine, measured, folder)
 
 
@@ -72,6 +80,21 @@ def _run_local(config: UpdateStageConfig, job: Job, machine: Machine, on_report:
             on_report=on_report,
         )
         return Measured.from_bytes(found.read_bytes())
+
+
+def _tell_what_is_held(
+    config: UpdateStageConfig, job: Job, machine: Machine, error: MoesaicError, folder: Path
+) -> None:
+    """Leave in `folder` what the ranks held when `error` came, and say it in the error."""
+    if config.update.executor == "reference":
+        return
+    lost = error.ranks if isinstance(error, RanksLost) else ()
+    holdings = inventory.by_journals(config, job, machine.transport, lost)
+    if holdings is None:
+        return
+    error.result = StageResult(files=write_holdings(folder, holdings))
+    if not isinstance(error, Corruption):  # which says itself that nothing was moved
+        error.args = (f"{str(error).rstrip('.')}; {inventory.told(holdings, job.slots_per_rank)}.",)
 
 
 def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Measured, folder: Path) -> StageResult:
@@ -134,11 +157,13 @@ def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Mea
         },
         note=_note(config, execution, job) + beside(config, job, machine.transport, execution.update_seconds),
     )
-    if not measured.complete:
-        tries, layer_ids = config.update.retries + 1, range(job.layers)
-        why = why_stopped(measured.faults, names, layer_ids, tries, committed, batches)
-        raise Corruption(f"{why}: the same command goes on from there.", result)
-    return result
+    if measured.complete:
+        return result
+    holdings = inventory.by_findings(config, job, measured)
+    result = replace(result, files=(*files, *write_holdings(folder, holdings)))
+    tries, layer_ids = config.update.retries + 1, range(job.layers)
+    why = why_stopped(measured.faults, names, layer_ids, tries, committed, batches)
+    raise Corruption(f"{why}{inventory.doubts(holdings)}: the same command goes on from there.", result)
 
 
 def _note(config: UpdateStageConfig, execution: Execution, job: Job) -> str:

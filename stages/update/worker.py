@@ -96,6 +96,7 @@ def update_rank(rank: Rank, config: UpdateStageConfig, job: Job, hooks: Hooks = 
         spans=rank.gather(torch.tensor(spans.found, dtype=torch.float64)).numpy(),
         events=rank.gather_rows(np.array(events, dtype=np.float64).reshape(-1, 4)),
         faults=all_faults(rank, moved.faults),
+        held=moved.held,
         steps=np.array([moved.first, committed.min(), moved.batches, moved.resent]),
         link_gb_per_s=np.array([link]),
         functional=np.frombuffer(to_json(proof), dtype=np.uint8),

@@ -8,6 +8,8 @@ With two GPUs the ranks have one each; in any case several ranks also share GPUs
 from __future__ import annotations
 
 import multiprocessing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,12 @@ CASES = [
     Case(nodes=2, slots_per_rank=6, experts=9, kind="empty", rows="rows"),
     Case(nodes=2, slots_per_rank=5, experts=10, rows="relay"),
 ]
+TRANSPORTS = ("nccl", "peer")
+EIGHT = [
+    Case(nodes=2, slots_per_rank=3, experts=16, rows="relay"),
+    Case(nodes=2, slots_per_rank=3, experts=24, kind="permutation"),
+    Case(nodes=2, slots_per_rank=3, experts=18, kind="empty", rows="planned relay"),
+]
 SHAPES = [[1], [3], [5], [1024], [1023], [4096], [64, 1025], [7, 13, 11], [3, 700_001]]
 
 
@@ -68,6 +76,32 @@ def test_gpu_hashes_and_fills_as_the_cpu_does(dtype: str) -> None:
 def test_every_slot_holds_its_expert(ranks: int, shared: bool, tmp_path: Path) -> None:
     launch(run_cases, (CASES, tmp_path / "compared"), ranks, backend="nccl", oversubscribe=shared)
     filled = sum(int((m >= 0).sum()) for case in CASES for m in maps_of(case, ranks))
+    assert int((tmp_path / "compared").read_text()) == filled * len(TENSORS)
+
+
+@pytest.mark.skipif(len(gpus()) < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("verify", [True, False], ids=["verified", "unverified"])
+def test_every_slot_holds_its_expert_pipelined(
+    transport: str, verify: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With staging for two experts, for three, and for more than there are."""
+    monkeypatch.chdir(tmp_path)
+    cases = [replace(case, staged=staged) for case in CASES for staged in (2, 3, 40)]
+    entry = partial(run_cases, transport=transport, verify_before_commit=verify)
+    launch(entry, (cases, tmp_path / "compared"), 2, backend="nccl")
+    filled = sum(int((m >= 0).sum()) for case in cases for m in maps_of(case, 2))
+    assert int((tmp_path / "compared").read_text()) == filled * len(TENSORS)
+
+
+@pytest.mark.skipif(len(gpus()) < 2, reason="needs two GPUs")
+def test_eight_ranks_on_two_gpus_as_two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank is a host of its own to NCCL; experts go by way of other ranks, too."""
+    monkeypatch.chdir(tmp_path)
+    cases = [replace(case, staged=staged) for case in EIGHT for staged in (None, 2, 8)]
+    entry = partial(run_cases, oversubscribe=True)
+    launch(entry, (cases, tmp_path / "compared"), 8, backend="nccl", oversubscribe=True, timeout_seconds=300)
+    filled = sum(int((m >= 0).sum()) for case in cases for m in maps_of(case, 8))
     assert int((tmp_path / "compared").read_text()) == filled * len(TENSORS)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.batches import Batches, cut
+from stages.batches import Batches, cut, parked, reached
 from stages.direct import direct_transfers
 from stages.errors import BadInput
 from stages.expert_map import EMPTY, ExpertMap, contiguous_map
@@ -57,7 +57,22 @@ def play(plan: TransferPlan, old: ExpertMap, ranks: int, batches: Batches, rows:
         }
         held = {(layer, expert) for layer, row in enumerate(slots.tolist()) for expert in row}
         assert wanted <= held | parked, "an expert is held nowhere"
+        check_state(plan, old, batches, batch + 1, slots, staging)
     return slots
+
+
+def check_state(
+    plan: TransferPlan, old: ExpertMap, batches: Batches, committed: int, slots: ExpertMap, staging: np.ndarray
+) -> None:
+    """`reached` and `parked` say what was found by playing, and a row of every rank is free."""
+    assert np.array_equal(reached(plan, batches, old, committed), slots)
+    waiting = parked(batches, committed)
+    at = plan.dst_rank[waiting], batches.row[waiting]
+    assert np.array_equal(staging[at], plan.logical_expert[waiting])
+    assert len(set(zip(*(column.tolist() for column in at), strict=True))) == len(waiting)
+    assert np.bincount(at[0], minlength=1).max(initial=0) < staging.shape[1], (
+        "a rank has parked experts in all its rows"
+    )
 
 
 def check(plan: TransferPlan, maps: MapPair, rows: int, at_once: int) -> Batches:
@@ -126,6 +141,22 @@ def test_what_one_rank_sends_at_once_is_bounded() -> None:
     plan = direct_transfers(old, new, 2, 2, 1)
     assert len(cut(plan, 1, 4, 2, rows=4, at_once=2)) == 1
     assert len(cut(plan, 1, 4, 2, rows=4, at_once=2, sends_at_once=1)) == 2
+
+
+def test_nothing_is_reached_before_the_first_batch_and_nothing_parked_after_the_last() -> None:
+    old, new = np.array([[0, 1, 2, 3]]), np.array([[2, 3, 0, 1]])
+    plan = direct_transfers(old, new, 2, 2, 1)
+    batches = cut(plan, 1, 4, 2, rows=2, at_once=1)
+    assert np.array_equal(reached(plan, batches, old, 0), old)
+    assert np.array_equal(reached(plan, batches, old, len(batches)), new)
+    assert [len(parked(batches, k)) for k in (0, len(batches))] == [0, 0]
+
+
+def test_another_way_to_cut_has_another_digest() -> None:
+    plan = direct_transfers(np.array([[0, 1, 2, 3]]), np.array([[2, 3, 0, 1]]), 2, 2, 1)
+    found = {cut(plan, 1, 4, 2, rows=rows, at_once=at_once).digest() for rows, at_once in ((4, 2), (2, 1), (8, 2))}
+    assert len(found) == 2
+    assert cut(plan, 1, 4, 2, rows=4, at_once=2).digest() in found
 
 
 def test_layers_of_one_step_are_done_before_the_next_begin() -> None:

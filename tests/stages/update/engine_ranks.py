@@ -10,10 +10,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 
 from stages import synthetic
+from stages.errors import BadInput, Corruption
 from stages.expert_map import EMPTY, ExpertMap
 from stages.update import (
     ExpertLocationMetadata,
@@ -24,6 +26,7 @@ from stages.update import (
     update_expert_weights_single_layer,
 )
 from stages.update.config import UpdateOptions
+from stages.update.host_lane import HostLane
 from stages.update.staging import MIB, Layout
 from tests.stages.direct_reference import GoldenCase
 
@@ -234,4 +237,54 @@ def run_some_layers(rank: int, world_size: int, folder: str, maps: list[ExpertMa
             expected = maps[layer in done][layer].tolist()
             assert held[layer].tolist() == expected
             assert_slots_hold(weights[layer], expected, rank, slots_per_rank, layer)
+    dist.destroy_process_group()
+
+
+def run_over_a_bad_link(rank: int, world_size: int, folder: str, maps: list[ExpertMap], at: int) -> None:
+    """What arrives at rank 1 from batch `at` on is wrong for a while: the call says so, and leaves the engine with weights that
+    are all there, each where the metadata says; the same call goes on once the link is good."""
+    join(rank, world_size, folder)
+    slots_per_rank = maps[0].shape[1] // world_size
+    held = torch.from_numpy(maps[0].copy())
+    set_global_expert_location_metadata(ExpertLocationMetadata(held, world_size))
+    weights = {layer: weights_of(maps[0][layer].tolist(), rank, slots_per_rank, layer) for layer in range(len(held))}
+    layout = Layout.of([math.prod(shape) * dtype.itemsize for shape, dtype in DTYPES.items()])
+    updater = ExpertLocationUpdater(options=UpdateOptions(journal=None, staging_mib=2.5 * layout.row_bytes / MIB))
+    target = ExpertLocationMetadata(torch.from_numpy(maps[1]), world_size)
+    arrive = HostLane._arrive
+
+    def arrive_wrong(lane: HostLane, batch: int) -> None:
+        arrive(lane, batch)
+        rows = lane._program.arrivals.of(batch).row
+        if rank == 1 and batch >= at and len(rows):
+            lane._staging.tensor(int(rows[0]), 0)[3] ^= 1
+
+    HostLane._arrive = arrive_wrong
+    with pytest.raises(Corruption, match=r"arrived wrong at rank 1 .*: the same call goes on from there\.$"):
+        updater.update(weights, target, 1, rank)
+    HostLane._arrive = arrive
+    for layer in weights:
+        assert_slots_hold(weights[layer], held[layer].tolist(), rank, slots_per_rank, layer)
+        assert set(held[layer].tolist()) == set(maps[0][layer].tolist()), "an expert is held nowhere"
+    assert not np.array_equal(held.numpy(), maps[0])
+    updater.update(weights, target, 1, rank)
+    assert np.array_equal(held.numpy(), maps[1])
+    for layer in weights:
+        assert_slots_hold(weights[layer], maps[1][layer].tolist(), rank, slots_per_rank, layer)
+    dist.destroy_process_group()
+
+
+def run_with_other_maps(rank: int, world_size: int, folder: str, maps: list[ExpertMap]) -> None:
+    """Each rank is told to go to another map: none moves anything."""
+    join(rank, world_size, folder)
+    slots_per_rank = maps[0].shape[1] // world_size
+    held = torch.from_numpy(maps[0].copy())
+    set_global_expert_location_metadata(ExpertLocationMetadata(held, world_size))
+    weights = {layer: weights_of(maps[0][layer].tolist(), rank, slots_per_rank, layer) for layer in range(len(held))}
+    target = ExpertLocationMetadata(torch.from_numpy(maps[1 + rank]), world_size)
+    with pytest.raises(BadInput, match=r"^Rank 1 has another plan than rank 0, .*: nothing was moved"):
+        ExpertLocationUpdater().update(weights, target, 1, rank)
+    assert np.array_equal(held.numpy(), maps[0])
+    for layer in weights:
+        assert_slots_hold(weights[layer], maps[0][layer].tolist(), rank, slots_per_rank, layer)
     dist.destroy_process_group()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,12 +24,13 @@ from stages.update.worker import update_rank
 from tests.stages.update.cases import Case, check, config_of, job_of
 
 
-def run_cases(rank: Rank, cases: list[Case], found: Path) -> None:
-    """Run one update after the other in one process group; how many checksums were right, in the file `found`."""
+def run_cases(rank: Rank, cases: list[Case], found: Path, **options: object) -> None:
+    """Run one update after the other in one process group, with these options; how many checksums were right, in the
+    file `found`."""
     compared = 0
     for case in cases:
-        job = job_of(case, rank.ranks)
-        measured = update_rank(rank, config_of(case, rank.ranks), job)
+        job, config = job_of(case, rank.ranks), config_of(case, rank.ranks)
+        measured = update_rank(rank, replace(config, update=replace(config.update, **options)), job)
         if rank.rank == 0:
             compared += check(case, job, measured)
     if rank.rank == 0:
@@ -64,6 +67,16 @@ def wait_in_layer(rank: Rank, layer: int) -> None:
     rank.barrier()
     rank.report(Phase.update, layer)
     time.sleep(600)
+
+
+def give_up_waiting(rank: Rank) -> None:
+    """Rank 0 ends as NCCL's watchdog ends it when rank 1 does not answer."""
+    rank.barrier()
+    rank.report(Phase.batch, 5 + rank.rank)
+    if rank.rank == 1:
+        come_to_grief("hang")
+    print("Watchdog caught collective operation timeout: WorkNCCL(OpType=ALLREDUCE)", file=sys.stderr, flush=True)
+    os.abort()
 
 
 def say_environment(rank: Rank, folder: Path) -> None:

@@ -12,7 +12,14 @@ from torch.multiprocessing.spawn import start_processes
 
 from stages.expert_map import EMPTY, ExpertMap
 from tests.stages.direct_reference import golden_cases
-from tests.stages.update.engine_ranks import run_golden_cases, run_in_the_background, run_some_layers, run_updater
+from tests.stages.update.engine_ranks import (
+    run_golden_cases,
+    run_in_the_background,
+    run_over_a_bad_link,
+    run_some_layers,
+    run_updater,
+    run_with_other_maps,
+)
 
 
 def start_ranks(function: Callable[..., None], world_size: int, *arguments: object) -> None:
@@ -54,3 +61,17 @@ def test_some_layers_at_a_time(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     maps = [rng.permuted(np.tile(np.arange(6), (4, 1)), axis=1) for _ in range(2)]
     start_ranks(run_some_layers, 2, str(tmp_path), maps)
+
+
+@pytest.mark.parametrize("at", [3, 4, 6])
+def test_a_bad_link_leaves_an_engine_with_all_its_experts(at: int, tmp_path: Path) -> None:
+    """Long cycles, and staging for two experts: some wait there when the update stops."""
+    rng = np.random.default_rng(4)
+    maps = [rng.permuted(np.tile(np.arange(12), (3, 1)), axis=1) for _ in range(2)]
+    start_ranks(run_over_a_bad_link, 3, str(tmp_path), maps, at)
+
+
+def test_ranks_that_are_told_different_maps_move_nothing(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    maps = [rng.permuted(np.tile(np.arange(6), (2, 1)), axis=1) for _ in range(3)]
+    start_ranks(run_with_other_maps, 2, str(tmp_path), maps)

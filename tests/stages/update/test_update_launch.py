@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from stages.errors import MoesaicError
+from stages.update.failures import RanksLost
 from stages.update.launch import launch
 from stages.update.progress_board import Phase
 from tests.stages.update.cases import Case, config_of, job_of
 from tests.stages.update.processes import MARK, alive, wait_until_gone
-from tests.stages.update.rank_entries import say_environment, spoil, wait_in_layer
+from tests.stages.update.rank_entries import give_up_waiting, say_environment, spoil, wait_in_layer
 
 ROOT = Path(__file__).parents[3]
 CASE = Case(nodes=2, slots_per_rank=3, experts=6, layers=6)
@@ -47,6 +48,13 @@ def test_a_rank_that_hangs_is_noticed_by_its_peers_and_stopped() -> None:
     with pytest.raises(MoesaicError, match=r"^rank \d failed in layer [1-5]: .*; rank \d did not answer: last seen "):
         launch(spoil, (config_of(CASE, 2), job_of(CASE, 2), "hang", 1, 1), 2, timeout_seconds=1)
     assert multiprocessing.active_children() == []
+
+
+def test_a_rank_that_is_ended_by_its_watchdog_names_the_one_it_waited_for() -> None:
+    with pytest.raises(RanksLost) as caught:
+        launch(give_up_waiting, (), 2)
+    assert str(caught.value) == "rank 0 gave up waiting in batch 5; rank 1 did not answer: last seen in batch 6"
+    assert caught.value.ranks == (1,)
 
 
 def test_killed_from_outside_while_others_wait() -> None:

@@ -123,7 +123,7 @@ def test_another_scale_than_the_plan_was_made_for(tmp_path: Path, inputs: dict[s
 def test_measured_survives_as_bytes() -> None:
     shapes = {
         "before": (2, 4, 3), "after": (2, 4, 3), "received": (2,), "sent": (2,), "staging": (2,), "peak": (2,), "seconds": (2,),
-        "spans": (2, 6, 2), "events": (2, 3, 4), "faults": (1, 8), "steps": (4,), "link_gb_per_s": (1,), "functional": (3,),
+        "spans": (2, 6, 2), "events": (2, 3, 4), "faults": (1, 8), "held": (2, 4), "steps": (4,), "link_gb_per_s": (1,), "functional": (3,),
     }  # fmt: skip
     values = {name: np.arange(np.prod(shape)).reshape(shape) for name, shape in shapes.items()}
     again = Measured.from_bytes(Measured(**values).to_bytes())
