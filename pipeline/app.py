@@ -3,24 +3,25 @@ exit code and one last sentence."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
-from pipeline import attached, sweep, table
+from pipeline import attached, sweep
+from pipeline.config_errors import config_sentence
 from pipeline.lifecycle import Terminated
+from pipeline.progress import json_lines
+from pipeline.progress.view import log_asked, open_view, view_without_run
 from pipeline.runner import Request, run_pipeline
-from pipeline.schema import CONF, register, sentence
+from pipeline.schema import CONF, log_of, register
 from stages.errors import BadInput, MoesaicError, sentence_of
 
 
@@ -40,7 +41,7 @@ def run(arguments: list[str]) -> int:
             sys.stderr.write(f"{sentence_of(error)}\n")
             failures.append(error)
 
-    code = 1
+    code, cause = 1, ""
     before = sys.argv
     sys.argv = ["moesaic run", *arguments]
     try:
@@ -50,36 +51,31 @@ def run(arguments: list[str]) -> int:
             return followed
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
         code = max((getattr(error, "exit_code", 1) for error in failures), default=0)
-        cause = (
-            f"{len(failures)} of the sweep's runs failed, the last with: {sentence_of(failures[-1])}"
-            if failures
-            else ""
-        )
-        if ended := sweep.close("FAILED" if failures else "FINISHED", cause):
-            table.comparison(*ended)
         if failures:
-            _last_line(cause)
+            cause = f"{len(failures)} of the sweep's runs failed, the last with: {sentence_of(failures[-1])}"
+        if ended := sweep.close("FAILED" if failures else "FINISHED", cause):
+            view_without_run(arguments).comparison(*ended)
     except (HydraException, OmegaConfBaseException, BadInput) as error:
-        code = BadInput.exit_code
-        _last_line(config_sentence(error))
+        code, cause = BadInput.exit_code, config_sentence(error)
     except MoesaicError as error:
-        code = error.exit_code
-        _last_line(str(error))
-    except KeyboardInterrupt as error:
-        _last_line(sentence_of(error))
+        code, cause = error.exit_code, sentence_of(error)
     except Terminated as error:
-        _last_line(str(error))
+        cause = str(error)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
-    except OSError as error:
-        _last_line(sentence_of(error))
+    except (KeyboardInterrupt, OSError) as error:
+        cause = sentence_of(error)
     except Exception as error:  # a bug, or a library's: where it happened, then what
         traceback.print_exc()
-        _last_line(sentence_of(error))
+        cause = sentence_of(error)
     finally:
         sys.argv = before
         sweep.close("KILLED", "The sweep was ended before its last point.")
         attached.release(code)
+    if cause:
+        _last_line(cause)
+        if log_asked(arguments) == "json":
+            json_lines.end(code, cause)
     return code
 
 
@@ -88,43 +84,16 @@ def _run_once(config: DictConfig) -> None:
     directory = Path(runtime.runtime.output_dir)
     swept = str(Path(runtime.sweep.dir).absolute()) if runtime.mode == RunMode.MULTIRUN else None
     overrides = list(OmegaConf.to_container(runtime.overrides.task) or [])
-    if swept:
-        table.say(f"\n{runtime.job.num}: {' '.join(overrides)}")
-    with table.progress() as progress:
-        parent = sweep.parent_of(swept) if swept else None
-        request = Request(config, directory, overrides, table.say, progress, swept, parent)
-        try:
-            summary = run_pipeline(request)
-        except MoesaicError:
-            table.failure(directory)
-            raise
-    table.result(summary, directory)
-
-
-def config_sentence(error: Exception) -> str:
-    """One sentence for what Hydra or OmegaConf found wrong with the config."""
-    if isinstance(error, MissingConfigException):
-        return _missing(error)
-    if isinstance(error, OmegaConfBaseException):
-        return sentence(error)
-    cause: Any = error.__cause__
-    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
-        if isinstance(cause, ConfigAttributeError | ConfigKeyError) and not dataclasses.is_dataclass(cause.object_type):
-            return (
-                f"{cause.full_key or cause.key} is not a known key; `moesaic run --cfg job` prints all that there are."
-            )
-        return sentence(cause)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) if lines else type(error).__name__
-
-
-def _missing(error: MissingConfigException) -> str:
-    """`place=foo is not known; allowed are …` from Hydra's several lines."""
-    group, _, name = (error.missing_cfg_file or "").rpartition("/")
-    options = [option for option in error.options or [] if option != "schema"]
-    if group and options:
-        return f"{group}={name} is not known; allowed are {', '.join(sorted(options))}."
-    return " ".join(str(error).split())
+    try:
+        with open_view(log_of(config), None) as view:
+            if swept:
+                view.point(runtime.job.num, overrides)
+            parent = sweep.parent_of(swept) if swept else None
+            summary = run_pipeline(Request(config, directory, overrides, view, swept, parent))
+    except MoesaicError as error:
+        view.failure(directory, sentence_of(error))
+        raise
+    view.result(summary, directory)
 
 
 def _last_line(text: str) -> None:

@@ -53,9 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=lambda options: main(["run", *options.overrides]))
 
     status = commands.add_parser("status", help="runs and their stages: state, cached or not, key numbers")
-    status.add_argument("run", nargs="?", metavar="RUN", help="a run id or its beginning (default: the latest runs)")
+    status.add_argument(
+        "run", nargs="?", metavar="RUN", help="id of a run or a sweep, or its beginning (default: the latest runs)"
+    )
     status.add_argument("--json", action="store_true", help="print JSON")
     status.add_argument("-n", type=_count, default=10, metavar="N", help="how many runs (default: 10)")
+    status.add_argument("--watch", action="store_true", help="look again every second, until the run has ended")
     status.set_defaults(command=_status)
 
     export = commands.add_parser("export", help="write a run's placement in an engine's format")
@@ -92,10 +95,28 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--backend", choices=["auto", "gloo", "nccl"], default="auto", help="to calibrate")
     doctor.set_defaults(command=_doctor)
 
+    _add_completion(commands)
     for command in (status, export, ui, doctor):
         command.add_argument("--tracking-uri", metavar="URI", help="the store (default: as `moesaic run` takes it)")
         command.add_argument("--experiment", default="moesaic", help="the MLflow experiment (default: moesaic)")
     return parser
+
+
+def _add_completion(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    completion = commands.add_parser("completion", help='shell completion: eval "$(moesaic completion bash)"')
+    what = completion.add_mutually_exclusive_group(required=True)
+    what.add_argument("shell", nargs="?", choices=["bash", "zsh", "fish"], help="print what this shell evaluates")
+    what.add_argument("--line", metavar="LINE", help="print what the last word of a command line may become")
+    completion.set_defaults(command=_completion)
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from pipeline.completion import SHELLS, words
+
+    sys.stdout.write(
+        SHELLS[options.shell] if options.shell else "".join(f"{w}\n" for w in words(options.line, _parser()))
+    )
+    return 0
 
 
 def _count(text: str) -> int:
@@ -113,6 +134,10 @@ def _updates(text: str) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    if options.watch:
+        from pipeline.watch import watch
+
+        return watch(_store(options), options.run, options.n, as_json=options.json)
     from pipeline.status import status
 
     print(status(_store(options), options.run, options.n, as_json=options.json))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.headline import bytes_text
-from pipeline.store import TAG
+from pipeline.store import TAG, Store
 from stages import paths
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 TABLE, PICTURE = "comparison.csv", "comparison.png"
 STAR = "★"
 MOST_LABELS = 40
+MOST_POINTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -149,9 +150,23 @@ class Comparison:
         return figure
 
 
+def points_of(store: Store, sweep: str) -> list[Run]:
+    """The runs of all points of a sweep, also those that were begun and begun again."""
+    query = f"tags.`mlflow.parentRunId` = '{sweep}' and tags.`{TAG}kind` = 'run'"
+    return store.search(query, limit=MOST_POINTS)
+
+
+def latest(runs: Iterable[Run]) -> list[Run]:
+    """The last run of each point, in order of the points."""
+    last: dict[str, Run] = {}
+    for run in sorted(runs, key=lambda run: int(run.info.start_time)):
+        last[run.data.tags.get(f"{TAG}directory", run.info.run_id)] = run
+    return sorted(last.values(), key=lambda run: int(run.data.tags.get(f"{TAG}point", "0")))
+
+
 def compare(runs: Iterable[Run]) -> Comparison:
     """Of the pipeline runs under one sweep."""
-    ordered = sorted(runs, key=lambda run: int(run.info.start_time))
+    ordered = latest(runs)
     overrides = [set(run.data.tags.get(f"{TAG}overrides", "").split("\n")) for run in ordered]
     common = set.intersection(*overrides) if len(overrides) > 1 else set()
     points = []

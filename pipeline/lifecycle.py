@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -71,14 +71,15 @@ def birth_tags(heartbeat_seconds: float) -> dict[str, str]:
 
 
 @contextmanager
-def heartbeat(store: Store, run_id: str, seconds: float) -> Iterator[None]:
-    """Renew the heartbeat tag of a run from a thread while the block goes on."""
+def heartbeat(store: Store, run_id: str, seconds: float, progress: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Renew the heartbeat tag of a run from a thread while the block goes on, and say what `progress` it makes."""
     done = threading.Event()
 
     def beat() -> None:
         while not done.wait(seconds):
             try:
-                store.tag(run_id, {"heartbeat": f"{time.time():.0f}"})
+                told = progress()
+                store.tag(run_id, {"heartbeat": f"{time.time():.0f}", **({"progress": told} if told else {})})
             except Exception:
                 continue
 
@@ -97,7 +98,7 @@ def reap_orphans(store: Store) -> list[str]:
     running = "attributes.status = 'RUNNING' and tags.`{}kind` = '{}'"
     runs = [run for kind in ("run", "sweep") for run in store.search(running.format(TAG, kind), limit=1000)]
     for run in runs:
-        if _alive(run):
+        if alive(run):
             continue
         children = store.search(
             f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{run.info.run_id}' "
@@ -111,8 +112,8 @@ def reap_orphans(store: Store) -> list[str]:
     return reaped
 
 
-def _alive(run: Run) -> bool:
-    """A pid is trusted on its own host alone; elsewhere the heartbeat counts."""
+def alive(run: Run) -> bool:
+    """Does the process of a RUNNING run live? A pid is trusted on its own host alone; elsewhere the heartbeat counts."""
     tags = run.data.tags
     if tags.get(f"{TAG}host") == _host():
         started = _process_start(int(tags.get(f"{TAG}pid", "0")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,11 +18,13 @@ from pipeline.checkpoint import Hit, Miss, look_up
 from pipeline.declaration import RunOptions, StageSpec, needed, selection
 from pipeline.keys import KeyParts, Manifest, cacheable, environment, key_parts, write_manifest
 from pipeline.lifecycle import Terminated, birth_tags, ending_raises, heartbeat, reap_orphans, signals_held
+from pipeline.progress.telling import Telling, forget, noted
+from pipeline.progress.view import Lines, View
 from pipeline.schema import Root, check, resolved, stage_config, tracking_options
 from pipeline.store import Store, remove, tracking_uri
 from pipeline.summary import StageState, Summary, write_summary
 from stages import paths
-from stages.contract import Progress, StageResult, silent
+from stages.contract import StageResult
 from stages.errors import BadInput, MoesaicError, sentence_of
 
 INTERRUPTS = (KeyboardInterrupt, Terminated, SystemExit)
@@ -30,14 +32,13 @@ INTERRUPTS = (KeyboardInterrupt, Terminated, SystemExit)
 
 @dataclass
 class Request:
-    """What to run and where. `say` gets one line a stage; `overrides` are kept for the record; `sweep` is the folder
-    of the sweep that this is a point of."""
+    """What to run and where. `view` is told how it goes; `overrides` are kept for the record; `sweep` is the folder of
+    the sweep that this is a point of."""
 
     config: DictConfig
     directory: Path
     overrides: list[str] = field(default_factory=list)
-    say: Callable[[str], None] = print
-    progress: Progress = silent
+    view: View = field(default_factory=lambda: Lines(print))
     sweep: str | None = None
     parent: str | None = None
 
@@ -67,9 +68,12 @@ def run_pipeline(request: Request) -> Summary:
             return summary
         for leftover in request.directory.glob(".*.partial"):
             remove(leftover)
-        with _recorded(request, store, root, summary):
-            walk.go(first, last)
-            summary.conclude(dry_run=False)
+        try:
+            with _recorded(request, store, root, summary):
+                walk.go(first, last)
+                summary.conclude(dry_run=False)
+        finally:
+            forget(request.directory)
     return summary
 
 
@@ -123,7 +127,7 @@ def _recorded(request: Request, store: Store, root: Root, summary: Summary) -> I
         started = record.start_run(store, request.config, request.overrides, tags, request.parent)
         summary.run_id = run_id = started
         status = "FINISHED"
-        with heartbeat(store, run_id, beat):
+        with heartbeat(store, run_id, beat, lambda: noted(request.directory)):
             try:
                 yield
             except BaseException as error:
@@ -156,6 +160,7 @@ class _Walk:
 
     def go(self, first: int, last: int) -> None:
         before = needed(self.specs, first, last)
+        self.request.view.begins([spec.name for spec in self.specs[: last + 1]])
         for index, spec in enumerate(self.specs):
             if first <= index <= last or spec.name in before:
                 self._stage(spec, asked=index >= first)
@@ -213,7 +218,7 @@ class _Walk:
 
     def _run(self, spec: StageSpec, config: Any, parts: KeyParts, why: str) -> None:
         assert self.summary.run_id is not None
-        self.request.say(f"{spec.name:<8} runs    ({why})")
+        self.request.view.stage(spec.name, "runs", why)
         state = StageState("failed", why, key=parts.key)
         self.summary.stages[spec.name] = state
         partial = self.request.directory / f".{spec.name}.partial"
@@ -224,7 +229,8 @@ class _Walk:
             state.run_id = stage.run_id
             inputs = {name: self.request.directory / origin / file for name, (origin, file) in spec.inputs.items()}
             try:
-                result = spec.function()(config, inputs, partial, self.request.progress)
+                told = Telling(spec.name, self.request.view, self.request.directory)
+                result = spec.function()(config, inputs, partial, told)
             except MoesaicError as error:
                 state.seconds = time.perf_counter() - began
                 if error.result is not None:
@@ -237,6 +243,7 @@ class _Walk:
             files = {*spec.outputs, *result.files}
             self.manifests[spec.name] = self._keep(partial, spec, stage, parts, result, files, started, state.seconds)
         state.state = "ran"
+        self.request.view.ended(spec.name, state)
 
     def _keep(
         self,
@@ -280,4 +287,4 @@ class _Walk:
         self.summary.stages[spec.name] = state
         would_run = state.state == "skipped"
         word, why = ("runs", state.why.removeprefix("would run: ")) if would_run else (state.state, state.why)
-        self.request.say(f"{spec.name:<8} {word:<7} ({why})")
+        self.request.view.stage(spec.name, word, why)

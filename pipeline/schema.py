@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import conf
 from pipeline.declaration import PipelineOptions, RunOptions, StageDeclaration, StageSpec, read_declaration
+from pipeline.progress.view import LOGS
 from stages.errors import BadInput
 
 CONF = Path(conf.__file__).parent
@@ -82,11 +83,20 @@ def check(config: DictConfig) -> tuple[Root, list[StageSpec]]:
     stages = root.pipeline.stages
     specs = read_declaration({n: _typed(StageDeclaration, v, f"pipeline.stages.{n}") for n, v in stages.items()})
     known = {*ROOT_GROUPS, *(group for spec in specs for group in spec.groups)}
-    shipped = {file.parent.name for file in CONF.glob("*/*.yaml")} | {"seed"}
+    shipped = {file.parent.name for file in CONF.glob("*/*.yaml")} | {"seed", "log"}
     for name in map(str, config):
         if name not in known | shipped:
             raise BadInput(f"{name} is not a known key; allowed are {', '.join(sorted(known | shipped))}.")
+    log_of(config)
     return root, specs
+
+
+def log_of(config: DictConfig) -> str:
+    """How the run tells what it does."""
+    log = config.get("log", "auto")
+    if log not in LOGS:
+        raise BadInput(f"log={log} is not known; allowed are {', '.join(LOGS)}.")
+    return str(log)
 
 
 def tracking_options(config: DictConfig) -> TrackingOptions:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import io
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import comparison
+from pipeline.lifecycle import alive
+from pipeline.progress.meter import Reading
+from pipeline.progress.telling import parse, read_progress
 from pipeline.store import TAG, Store
 
 if TYPE_CHECKING:
@@ -20,15 +25,40 @@ KEY_NUMBERS = {
     "verify": ("checksums_compared", "mismatches"),
 }
 FIRST_METRICS = 4
+RUNNING = ("running", "scheduled")
+GONE = "gone"
+"""The status of a run that says it is running, and whose process is not there any more."""
 
 
 def status(store: Store, prefix: str | None, limit: int, *, as_json: bool) -> str:
-    """Text (or JSON) about the run that `prefix` begins, or the latest `limit` runs."""
-    if prefix is not None:
-        value = describe(store, store.pipeline_run(store.find(prefix)), stages=True)
-        return json.dumps(value, indent=1) if as_json else _one(value)
-    runs = [describe(store, run) for run in store.search(f"tags.`{TAG}kind` = 'run'", limit=limit)]
-    return json.dumps(runs, indent=1) if as_json else _many(runs)
+    """Text (or JSON) about the run or the sweep that `prefix` begins, or the latest `limit` runs."""
+    value = look(store, prefix, limit)
+    return json.dumps(value, indent=1) if as_json else text_of(value)
+
+
+def look(store: Store, prefix: str | None, limit: int) -> Any:
+    """One run, one sweep (with its `points`), or a list of the latest runs."""
+    if prefix is None:
+        return [describe(store, run) for run in store.search(f"tags.`{TAG}kind` = 'run'", limit=limit)]
+    run = store.find(prefix)
+    if run.data.tags.get(f"{TAG}kind") != "sweep":
+        return describe(store, store.pipeline_run(run), stages=True)
+    points = [describe(store, point) for point in comparison.latest(comparison.points_of(store, run.info.run_id))]
+    return {**describe(store, run), "points": points}
+
+
+def text_of(value: Any) -> str:
+    """What `look` found, for people."""
+    if isinstance(value, list):
+        return _many(value)
+    if "points" not in value:
+        return _one(value)
+    return f"{_head(value)}\n{_many(value['points'])}"
+
+
+def over(value: Any) -> bool:
+    """Has the run or the sweep that `look` found ended?"""
+    return not isinstance(value, list) and value["status"] not in RUNNING
 
 
 def describe(store: Store, run: Run, *, stages: bool = False) -> dict[str, Any]:
@@ -37,13 +67,16 @@ def describe(store: Store, run: Run, *, stages: bool = False) -> dict[str, Any]:
     value: dict[str, Any] = {
         "run_id": run.info.run_id,
         "name": run.info.run_name,
-        "status": tags.get(f"{TAG}outcome", run.info.status.lower()),
+        "status": _status(run),
         "mlflow_status": run.info.status,
         "started": datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="seconds"),
         "cause": tags.get(f"{TAG}cause", ""),
         "directory": tags.get(f"{TAG}directory"),
+        "progress": None,
         "stages": {},
     }
+    if value["status"] in RUNNING and (reading := _progress(run)):
+        value["progress"] = {**reading.to_dict(), "text": reading.text}
     prefix = f"{TAG}stage."
     states = {name.removeprefix(prefix): text for name, text in tags.items() if name.startswith(prefix)}
     for name, text in states.items():
@@ -63,6 +96,19 @@ def describe(store: Store, run: Run, *, stages: bool = False) -> dict[str, Any]:
     return value
 
 
+def _status(run: Run) -> str:
+    if run.info.status == "RUNNING":  # the outcome, if there is one, is that of an interrupted sweep which goes on
+        return "running" if alive(run) else GONE
+    return str(run.data.tags.get(f"{TAG}outcome", run.info.status.lower()))
+
+
+def _progress(run: Run) -> Reading | None:
+    """From the run folder where it is here, else from what the heartbeat carried to the store."""
+    directory = run.data.tags.get(f"{TAG}directory")
+    here = read_progress(Path(directory)) if directory else None
+    return here or parse(run.data.tags.get(f"{TAG}progress", ""))
+
+
 def _many(runs: list[dict[str, Any]]) -> str:
     from rich.table import Table
 
@@ -76,6 +122,8 @@ def _many(runs: list[dict[str, Any]]) -> str:
             name + {"cached": "*", "failed": "!", "skipped": "-"}.get(stage["state"], "")
             for name, stage in run["stages"].items()
         )
+        if now := run["progress"]:
+            stages = f"{stages} {now['stage']} {now['fraction']:.0%}, {now['text']}".strip()
         table.add_row(run["run_id"][:8], run["started"].replace("+00:00", "Z"), run["status"], run["name"], stages)
     return _text(table) + "\n* cached, - not run, ! failed; one run with its numbers: moesaic status RUN"
 
@@ -83,9 +131,6 @@ def _many(runs: list[dict[str, Any]]) -> str:
 def _one(run: dict[str, Any]) -> str:
     from rich.table import Table
 
-    head = f"{run['run_id']}  {run['status']}\n{run['name']}, started {run['started']}\nfiles: {run['directory']}\n"
-    if run["cause"]:
-        head += f"cause: {run['cause']}\n"
     table = Table(box=None, pad_edge=False)
     for column in ("stage", "state", "run", "key numbers"):
         table.add_column(column)
@@ -94,7 +139,16 @@ def _one(run: dict[str, Any]) -> str:
         names = [m for m in KEY_NUMBERS.get(name, tuple(metrics)[:FIRST_METRICS]) if m in metrics]
         numbers = ", ".join(f"{metric} {metrics[metric]:.6g}" for metric in names)
         table.add_row(name, stage["state"], (stage["run_id"] or "")[:8], numbers)
-    return head + _text(table)
+    return _head(run) + _text(table)
+
+
+def _head(run: dict[str, Any]) -> str:
+    head = f"{run['run_id']}  {run['status']}\n{run['name']}, started {run['started']}\nfiles: {run['directory']}\n"
+    if run["cause"]:
+        head += f"cause: {run['cause']}\n"
+    if now := run["progress"]:
+        head += f"now: {now['stage']} {now['fraction']:.0%}, {now['text']}\n"
+    return head
 
 
 def _text(table: Any) -> str:

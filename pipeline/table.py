@@ -1,11 +1,9 @@
-"""What a run prints: one line a stage, progress on a terminal, and at the end a table a person understands."""
+"""What a run prints at its end: a table that a person understands, and where to look next."""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +11,6 @@ from pipeline.comparison import STAR, Comparison
 from pipeline.headline import headline
 from pipeline.summary import Summary
 from stages import paths
-from stages.contract import Progress, silent
 from stages.verdict import read_verdict
 
 if TYPE_CHECKING:
@@ -24,18 +21,6 @@ MAX_ROWS = 20
 
 def say(line: str) -> None:
     print(line, flush=True)
-
-
-@contextmanager
-def progress() -> Iterator[Progress]:
-    """On a terminal, a status line that shows what is being done; nothing in a pipe."""
-    if not sys.stderr.isatty():
-        yield silent
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("") as status:
-        yield lambda message, fraction: status.update(f"{message} {fraction:4.0%}")
 
 
 def result(summary: Summary, directory: Path) -> None:

@@ -27,11 +27,25 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Progress = Callable[[str, float], None]
-"""Called with what is being done and the fraction that is done, 0 to 1."""
+
+@dataclass(frozen=True)
+class Count:
+    """`done` of `total` of what `unit` names in the plural: batches, layers, windows, tokens, bytes."""
+
+    unit: str
+    done: float
+    total: float
 
 
-def silent(message: str, fraction: float) -> None:
+class Progress(Protocol):
+    """How a stage says how far it is; how that is shown, and rates and the time left, are not its business."""
+
+    def __call__(self, message: str, fraction: float, *counts: Count) -> None:
+        """`message`: what is being done, the same words as long as it is the same thing. `fraction` of the whole stage
+        that is done, 0 to 1. `counts`: what is counted while this is being done."""
+
+
+def silent(message: str, fraction: float, *counts: Count) -> None:
     """A `Progress` that says nothing."""
 
 

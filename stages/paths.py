@@ -32,6 +32,7 @@ REPLAY_PREVIEW = "replay.csv"
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
+PROGRESS = ".progress.json"
 FIGURES = "figures"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from stages.collect.config import CollectOptions
 from stages.collect.windows import Windows
 from stages.collect.words import many
-from stages.contract import Progress
+from stages.contract import Count, Progress
 from stages.errors import BadInput
 from stages.load import LoadStats
 from stages.model import ModelSpec
@@ -55,7 +55,8 @@ def run_model(options: CollectOptions, spec: ModelSpec, progress: Progress) -> t
             recorder.end_window()
             rows.append((batch.file, batch.ids.numel()))
             read = sum(tokens for _, tokens in rows)
-            progress(f"{Path(str(options.model)).name} on {device}: {read:,} tokens read", batch.done)
+            count = Count("tokens", read, max(read, round(read / max(batch.done, 1e-9))))
+            progress(f"{Path(str(options.model)).name} reads on {device}", batch.done, count)
     if not rows:
         raise BadInput(f"collect.text={', '.join(map(str, files))} has no text.")
     return _windows(recorder.load_stats(), np.array(rows), files, options), routers[0].top_k

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from stages.collect.config import CollectOptions
 from stages.collect.words import listed
-from stages.contract import Progress
+from stages.contract import Count, Progress
 from stages.errors import BadInput, MoesaicError
 
 START, STOP, DUMP, METRICS = (
@@ -137,13 +137,13 @@ def _wait(server: Server, options: CollectOptions, progress: Progress) -> None:
     began, seconds, wanted = time.monotonic(), options.seconds, options.requests
     first = _finished(server) if wanted is not None else 0
     while True:
-        passed, fraction, words = time.monotonic() - began, 0.0, []
+        passed, fraction, counts = time.monotonic() - began, 0.0, []
         if wanted is not None:
             done = _finished(server) - first
-            fraction, words = done / wanted, [f"{done:,} of {wanted:,} requests"]
+            fraction, counts = done / wanted, [Count("requests", done, wanted)]
         if seconds is not None:
-            fraction, words = max(fraction, passed / seconds), [*words, f"{passed:.0f} of {seconds:g} s"]
-        progress(f"the server records: {', '.join(words)}", min(1.0, fraction))
+            fraction, counts = max(fraction, passed / seconds), [*counts, Count("seconds", passed, seconds)]
+        progress("the server records", min(1.0, fraction), *counts)
         if fraction >= 1:
             return
         time.sleep(POLL_SECONDS if seconds is None else min(POLL_SECONDS, max(0.0, seconds - passed)))

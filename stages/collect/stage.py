@@ -33,7 +33,9 @@ def collect(config: CollectStageConfig, inputs: Mapping[str, Path], folder: Path
     """Write the loads of the chosen source into `folder`. Raises `BadInput` where they are not what the model needs."""
     options = config.collect
     progress("generating loads" if options.source == "synthetic" else "reading loads", 0.0)
-    load, checked, top_k = _loads(config, folder, lambda message, fraction: progress(message, fraction * 0.7))
+    load, checked, top_k = _loads(
+        config, folder, lambda message, fraction, *counts: progress(message, fraction * 0.7, *counts)
+    )
     progress("writing loads", 0.7)
     fetched = sorted(file.relative_to(folder).as_posix() for file in (folder / FETCHED).glob("*"))
     files = (*write_load(folder, load), *fetched)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from stages.contract import Progress, StageResult
+from stages.contract import Count, Progress, StageResult
 from stages.errors import BadInput
 from stages.load import read_load
 from stages.replay.config import ReplayStageConfig
@@ -31,8 +31,9 @@ def replay(config: ReplayStageConfig, inputs: Mapping[str, Path], folder: Path, 
     walks = []
     for done, rule in enumerate(config.replay.rules):
 
-        def told(part: float, done: int = done, rule: str = rule) -> None:
-            progress(f"replaying with {rule}", (done + part) / len(config.replay.rules))
+        def told(served: int, done: int = done, rule: str = rule) -> None:
+            part = (done + served / load.windows) / len(config.replay.rules)
+            progress(f"replaying with {rule}", part, Count("windows", served, load.windows))
 
         walks.append(trace.walk(rule, told))
     best = report.quickest(walks)

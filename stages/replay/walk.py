@@ -49,7 +49,7 @@ class Trace:
     tensors: int
     options: ReplayOptions
 
-    def walk(self, rule: str, progress: Callable[[float], None]) -> Walk:
+    def walk(self, rule: str, progress: Callable[[int], None]) -> Walk:
         """Serve every window, after placing anew where `rule` says so."""
         rows: list[tuple[float, bool, Move, float]] = []
         cut = False
@@ -67,7 +67,7 @@ class Trace:
             load = self.load.logical_count[window].astype(np.float64)
             balance = float(balancedness_per_layer(gpu_load(load, current, ranks)).mean())
             rows.append((balance, step is not STAYS, step, self.speed.window_seconds(load, current, ranks)))
-            progress((window + 1) / self.load.windows)
+            progress(window + 1)
         balances, placed, steps, seconds = zip(*rows, strict=True)
         return Walk(
             rule,

@@ -139,8 +139,8 @@ def _watch(context: PContext, board: ProgressBoard, on_report: OnReport) -> None
                 codes = [process.exitcode for process in processes]
                 raise _failure([code if code != stopped else None for code in codes], context, board)
             return
-        if (now := board.slowest()) != said:
-            on_report(*now)
+        if (now := board.overall()) != said:
+            on_report(now)
             said = now
         time.sleep(POLL_SECONDS)
 

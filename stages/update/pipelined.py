@@ -89,9 +89,11 @@ def prepare(
     first = _common(rank, journal.committed)
     journal.rewind(first)
 
+    arrived = (program.arrivals.begin * config.model.expert_bytes).tolist()
+
     def on_commit(batch: int) -> None:
         journal.commit(batch)
-        rank.report(Phase.batch, batch + 1)
+        rank.report(Phase.batch, batch + 1, len(program), arrived[batch + 1], arrived[-1])
         hooks.after_commit(batch)
 
     checks = truth if options.verify_before_commit else None
@@ -101,7 +103,7 @@ def prepare(
         _rebuild(rank, config, job, batches, first, weights, machinery.staging)
 
     def run() -> Moved:
-        rank.report(Phase.batch, first)
+        rank.report(Phase.batch, first, len(program), arrived[first], arrived[-1])
         with no_garbage_collection():
             rank.barrier()
             begin = time.perf_counter()

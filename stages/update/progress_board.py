@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
+
+from stages.contract import Count
 
 
 class Phase(IntEnum):
@@ -46,6 +49,7 @@ DOING = {
     Phase.done: "finishing",
 }
 
+NBYTES, ALL_BYTES, FAILED_AT = 3, 4, 5
 
 STEPS = {Phase.update: "layer", Phase.batch: "batch"}
 
@@ -55,40 +59,70 @@ def where(phase: Phase, step: int) -> str:
     return f"in {STEPS[phase]} {step}" if phase in STEPS else f"while {DOING[phase]}"
 
 
-OnReport = Callable[[Phase, int], None]
-"""Called with the phase and the layer that a rank has come to."""
+UNITS = {Phase.fill: "layers", Phase.update: "layers", Phase.batch: "batches"}
 
 
-def silent(phase: Phase, layer: int) -> None:
+@dataclass(frozen=True)
+class Report:
+    """How far the ranks are: the `phase` and the `step` of the one that is furthest behind, of `steps` in the phase (0:
+    it does not count them), and how many of `all_bytes` have arrived at all ranks that are heard."""
+
+    phase: Phase
+    step: int = 0
+    steps: int = 0
+    nbytes: int = 0
+    all_bytes: int = 0
+
+    @property
+    def fraction(self) -> float:
+        """Of all phases, as if each took as long."""
+        return min(1.0, (self.phase + self.step / max(1, self.steps)) / (len(Phase) - 1))
+
+    @property
+    def counts(self) -> list[Count]:
+        if self.phase not in UNITS or not self.steps:
+            return []
+        steps = [Count(UNITS[self.phase], self.step, self.steps)]
+        return [*steps, Count("bytes", self.nbytes, self.all_bytes)] if self.phase == Phase.batch else steps
+
+
+OnReport = Callable[[Report], None]
+
+
+def silent(report: Report) -> None:
     """An `OnReport` that says nothing."""
 
 
 class ProgressBoard:
-    """int64 [R, 3]: phase, layer, and when the rank failed (nanoseconds of this host's clock; 0: it has not)."""
+    """int64 [R, 6]: phase, step, steps, bytes and all bytes of a `Report`, and when the rank failed (nanoseconds of this
+    host's clock; 0: it has not)."""
 
     def __init__(self, path: Path | None, ranks: int, on_report: OnReport = silent) -> None:
         """Over the file `path`, made here if it is not there; in memory if None."""
         self._on_report = on_report
-        shape = (ranks, 3)
+        shape = (ranks, FAILED_AT + 1)
         if path is None:
             self._rows = np.zeros(shape, dtype=np.int64)
         else:
             self._rows = np.memmap(path, dtype=np.int64, mode="r+" if path.exists() else "w+", shape=shape)
 
-    def report(self, rank: int, phase: Phase, layer: int = 0) -> None:
-        self._rows[rank, :2] = phase, layer
-        self._on_report(phase, layer)
+    def report(self, rank: int, report: Report) -> None:
+        self._rows[rank, :NBYTES] = report.phase, report.step, report.steps
+        if report.all_bytes:  # what arrived stays when the rank goes on to its next phase
+            self._rows[rank, NBYTES:FAILED_AT] = report.nbytes, report.all_bytes
+        self._on_report(report)
 
     def report_failure(self, rank: int) -> None:
-        if not self._rows[rank, 2]:
-            self._rows[rank, 2] = time.monotonic_ns()
+        if not self._rows[rank, FAILED_AT]:
+            self._rows[rank, FAILED_AT] = time.monotonic_ns()
 
     def of(self, rank: int) -> tuple[Phase, int, int]:
-        """Phase, layer and time of failure of one rank."""
-        phase, layer, failed_at = self._rows[rank].tolist()
-        return Phase(phase), layer, failed_at
+        """Phase, step and time of failure of one rank."""
+        phase, step, *_, failed_at = self._rows[rank].tolist()
+        return Phase(phase), step, failed_at
 
-    def slowest(self) -> tuple[Phase, int]:
-        """Phase and layer of the rank that is furthest behind."""
-        phase, layer = min((row[0], row[1]) for row in self._rows.tolist())
-        return Phase(phase), layer
+    def overall(self) -> Report:
+        """Of all ranks."""
+        rows = self._rows.tolist()
+        phase, step, steps, *_ = min(rows)
+        return Report(Phase(phase), step, steps, sum(row[NBYTES] for row in rows), sum(row[ALL_BYTES] for row in rows))

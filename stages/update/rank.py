@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from stages.update.machine import cores
-from stages.update.progress_board import Phase, ProgressBoard
+from stages.update.progress_board import Phase, ProgressBoard, Report
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -29,8 +29,8 @@ class Rank:
     backend: str
     board: ProgressBoard
 
-    def report(self, phase: Phase, layer: int = 0) -> None:
-        self.board.report(self.rank, phase, layer)
+    def report(self, phase: Phase, step: int = 0, steps: int = 0, nbytes: int = 0, all_bytes: int = 0) -> None:
+        self.board.report(self.rank, Report(phase, step, steps, nbytes, all_bytes))
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -89,7 +89,7 @@ def joined(
     When the block ends well, it is left together: a rank that closes its connections early looks like a dead one.
     When it does not, the group is left as it is, since closing may wait for peers: end the process, or `abandon()`.
     """
-    board.report(rank, Phase.connect)
+    board.report(rank, Report(Phase.connect))
     device = torch.device("cpu")
     if backend == "nccl":
         device = torch.device("cuda", local_rank % torch.cuda.device_count())

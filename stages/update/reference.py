@@ -33,7 +33,7 @@ def prepare(rank: Rank, config: UpdateStageConfig, job: Job, weights: Weights, o
         begin = time.perf_counter()
         with counted() as traffic:
             for layer, tensors in enumerate(weights):
-                rank.report(Phase.update, layer)
+                rank.report(Phase.update, layer, job.layers)
                 move_layer(layer, tensors)
                 clock.mark()
         rank.synchronize()

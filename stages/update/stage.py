@@ -23,7 +23,7 @@ from stages.update.machine import Machine
 from stages.update.measured import Measured
 from stages.update.memory import check_memory, rank_bytes
 from stages.update.picture import timeline
-from stages.update.progress_board import DOING, STEPS, OnReport, Phase
+from stages.update.progress_board import DOING, OnReport, Report
 from stages.update.save import check_disk, check_own_folder, finish_shards
 from stages.update.stopped import why_stopped
 from stages.update.trace import write_trace
@@ -48,9 +48,8 @@ def update(config: UpdateStageConfig, inputs: Mapping[str, Path], folder: Path, 
         staging = config.staging_budget(machine.transport, job.most_arrivals()).nbytes(config.staging_layout)
     check_memory(rank_bytes(specs, job.layers, job.slots_per_rank, staging, link_mib, machine.backend), machine)
 
-    def on_report(phase: Phase, step: int) -> None:
-        suffix = f" {STEPS[phase]} {step}" if phase in STEPS else ""
-        progress(f"{DOING[phase]}{suffix}", phase / (len(Phase) - 1))
+    def on_report(report: Report) -> None:
+        progress(DOING[report.phase], report.fraction, *report.counts)
 
     try:
         if machine.seat is None:

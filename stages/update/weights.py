@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -32,15 +32,18 @@ def allocate(specs: Sequence[TensorSpec], layers: int, slots_per_rank: int, devi
     ]
 
 
-def fill(weights: Weights, config: UpdateStageConfig, own: ExpertMap) -> None:
-    """Write the experts `own` `[L, slots_per_rank]` from where the weights come from; empty slots become zero."""
+def fill(
+    weights: Weights, config: UpdateStageConfig, own: ExpertMap, filled: Callable[[int], None] = lambda layers: None
+) -> None:
+    """Write the experts `own` `[L, slots_per_rank]` from where the weights come from; empty slots become zero. `filled`
+    is told how many layers are."""
     if config.weight_source is None:
-        fill_synthetic(weights, config.seed, own)
+        fill_synthetic(weights, config.seed, own, filled)
     else:
-        fill_from(weights, config.weight_source, own)
+        fill_from(weights, config.weight_source, own, filled)
 
 
-def fill_synthetic(weights: Weights, seed: int, own: ExpertMap) -> None:
+def fill_synthetic(weights: Weights, seed: int, own: ExpertMap, filled: Callable[[int], None]) -> None:
     """Write the synthetic content of the experts `own` `[L, slots_per_rank]`; empty slots become zero."""
     for layer, tensors in enumerate(weights):
         experts = own[layer]
@@ -50,9 +53,10 @@ def fill_synthetic(weights: Weights, seed: int, own: ExpertMap) -> None:
             synthetic.fill(tensor, seed, layers, np.maximum(experts, 0), k)
             for slot in empty:
                 tensor[slot].view(torch.uint8).zero_()
+        filled(layer + 1)
 
 
-def fill_from(weights: Weights, source: ExpertSource, own: ExpertMap) -> None:
+def fill_from(weights: Weights, source: ExpertSource, own: ExpertMap, filled: Callable[[int], None]) -> None:
     """Write the experts `own` `[L, slots_per_rank]` as `source` has them; empty slots become zero.
 
     A few threads read at once: a mapped file is read where it is touched, and one thread would wait for each page.
@@ -70,7 +74,9 @@ def fill_from(weights: Weights, source: ExpertSource, own: ExpertMap) -> None:
     device = weights[0][0].device
     at_start = (torch.cuda.set_device, (device,)) if device.type == "cuda" else (None, ())
     with ThreadPoolExecutor(READERS, "reader", *at_start) as pool:
-        list(pool.map(fill_slot, np.ndindex(own.shape)))
+        for slots, _ in enumerate(pool.map(fill_slot, np.ndindex(own.shape)), 1):
+            if slots % own.shape[1] == 0:
+                filled(slots // own.shape[1])
 
 
 def fill_slots(weights: Weights, config: UpdateStageConfig, own: ExpertMap) -> None:

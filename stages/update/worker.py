@@ -44,7 +44,7 @@ def update_rank(rank: Rank, config: UpdateStageConfig, job: Job, hooks: Hooks = 
     with registrable(rank.device):
         weights = allocate(specs, job.layers, job.slots_per_rank, rank.device)
     with spans(Phase.fill):
-        fill(weights, config, job.old[:, own])
+        fill(weights, config, job.old[:, own], lambda layers: rank.report(Phase.fill, layers, job.layers))
     with spans(Phase.checksum_before):
         before = checksums(weights)
     check_filled(config, job.old[:, own], before)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from stages import weight_source
-from stages.contract import Progress
+from stages.contract import Count, Progress
 from stages.model import TensorSpec
 from stages.synthetic import truth
 from stages.verify.expected import Ints, Sums
@@ -74,7 +74,8 @@ def _in_pieces(
         with ThreadPoolExecutor(workers) as pool:
             for part in pool.map(some, pieces):
                 parts.append(part)
-                progress(f"{verb} the weights anew", len(parts) / len(pieces))
+                done = len(parts) / len(pieces)
+                progress(f"{verb} the weights anew", done, Count("bytes", done * nbytes, nbytes))
     finally:
         torch.set_num_threads(before)
     return np.concatenate(parts)

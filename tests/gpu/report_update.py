@@ -85,7 +85,12 @@ def run(model: ModelSpec, options: argparse.Namespace) -> Outcome:
         plan = direct_transfers(old, new, ranks, config.topology.gpus_per_node, model.expert_bytes)
         write_transfers(folder, plan)
         inputs = {"placement": folder / "placement.safetensors", "transfers": folder / "transfers.parquet"}
-        update(config, inputs, folder, lambda message, fraction: print(f"{fraction:4.0%} {message}", file=sys.stderr))
+        update(
+            config,
+            inputs,
+            folder,
+            lambda message, fraction, *counts: print(f"{fraction:4.0%} {message}", file=sys.stderr),
+        )
         execution = read_execution(folder / "execution.json")
         table = read_checksums(folder / "checksums.parquet")
     layer, expert = (index.ravel() for index in np.indices((model.layers, model.experts)))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from pipeline.progress.view import Lines
 from pipeline.runner import Request, run_pipeline
 from pipeline.store import SQLITE, Store
 from pipeline.summary import Summary
@@ -55,7 +56,7 @@ class Toy:
         self.lines = []
         self.directory = directory or self.folder / f"run{self.runs}"
         config = OmegaConf.merge(OmegaConf.create(TOY), OmegaConf.from_dotlist(list(overrides)))
-        return run_pipeline(Request(config, self.directory, list(overrides), self.lines.append))
+        return run_pipeline(Request(config, self.directory, list(overrides), Lines(self.lines.append)))
 
     def states(self, summary: Summary) -> dict[str, str]:
         return {name: stage.state for name, stage in summary.stages.items()}

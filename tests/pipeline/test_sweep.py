@@ -110,13 +110,13 @@ def test_a_sweep_that_is_ended_is_closed_as_killed(store_file: Path, monkeypatch
     assert sweep.close("FINISHED", "") is None
 
 
-def test_an_orphaned_sweep_is_reaped_and_its_id_is_no_run(store_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_orphaned_sweep_is_reaped_and_is_no_run(store_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store(f"{SQLITE}{store_file}", "moesaic")
     tags = {"kind": "sweep", "host": "elsewhere", "heartbeat": "1", "heartbeat_seconds": "1"}
     run_id = store.start("sweep of old", tags)
     assert main([*SWEEP[:1], "model=tiny", "collect=synthetic", "run.last=collect", "hydra.run.dir=one"]) == 0
     assert store.run(run_id).info.status == "KILLED"
-    assert main(["status", run_id]) == 2
+    assert main(["export", run_id, "--to", "sglang", "--out", "map.json"]) == 2
     assert "is a sweep: name one of its runs" in capsys.readouterr().err
 
 

@@ -180,7 +180,7 @@ def test_figures_show_every_expert_and_the_skew(tmp_path: Path) -> None:
 def test_progress_goes_from_nothing_upwards(tmp_path: Path) -> None:
     seen: list[float] = []
     config = CollectStageConfig(CollectOptions(sample="mixtral"), model(3, 8), 0)
-    collect(config, {}, tmp_path, lambda message, fraction: seen.append(fraction))
+    collect(config, {}, tmp_path, lambda message, fraction, *counts: seen.append(fraction))
     assert seen[0] == 0
     assert seen == sorted(seen)
     assert seen[-1] <= 1

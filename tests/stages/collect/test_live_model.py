@@ -14,6 +14,7 @@ from stages.collect.config import CollectOptions, CollectStageConfig
 from stages.collect.live_model import batches
 from stages.collect.model_files import ModelFiles
 from stages.collect.stage import collect
+from stages.contract import Count
 from stages.errors import BadInput
 from stages.load import LoadStats, read_load
 from tests.stages import tiny_models
@@ -81,15 +82,17 @@ def test_the_report_names_model_text_and_progress(folders: dict[str, Path], tmp_
     options = CollectOptions(
         source="transformers", model=str(folders["mixtral"]), text=str(tmp_path / "text.txt"), length=32
     )
-    seen: list[tuple[str, float]] = []
+    seen: list[tuple[str, float, tuple[Count, ...]]] = []
     config = CollectStageConfig(options, model(4, 8, top_k=2), 0)
-    result = collect(config, {}, tmp_path, lambda message, fraction: seen.append((message, fraction)))
+    result = collect(config, {}, tmp_path, lambda message, fraction, *counts: seen.append((message, fraction, counts)))
     assert result.metrics["tokens"] == len(TEXT.encode())
     assert result.datasets[0].name == "mixtral on text.txt"
     assert "Labels: text.txt" in result.note
-    fractions = [fraction for _, fraction in seen]
+    fractions = [fraction for _, fraction, _ in seen]
     assert fractions == sorted(fractions)
-    assert any("mixtral on cpu: 256 tokens read" in message for message, _ in seen)
+    read = [counts[0] for message, _, counts in seen if message == "mixtral reads on cpu"]
+    assert read[0].unit == "tokens"
+    assert read[0].done < read[-1].done == read[-1].total == len(TEXT.encode())
     assert set(config.environment()) == {"device", "torch", "transformers"}
     assert read_load(tmp_path / "load.safetensors").labels
 

@@ -263,7 +263,7 @@ def test_progress_rises_to_one(tmp_path: Path) -> None:
         PlaceOptions(algorithm="contiguous"), ModelSpec(tensors=[TensorSpec("w", [1], "uint8")]), Topology(nodes=1)
     )
     seen: list[float] = []
-    place(config, {"load": tmp_path / paths.LOAD}, tmp_path, lambda message, fraction: seen.append(fraction))
+    place(config, {"load": tmp_path / paths.LOAD}, tmp_path, lambda message, fraction, *_: seen.append(fraction))
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
 

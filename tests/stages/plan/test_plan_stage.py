@@ -45,7 +45,10 @@ def run(tmp_path: Path, old: ExpertMap, new: ExpertMap, experts: int, settings: 
     write_placement(tmp_path / "place", Placement(new, old, experts))
     said: list[float] = []
     result = plan(
-        settings, {"placement": tmp_path / "place" / paths.PLACEMENT}, tmp_path, lambda _, part: said.append(part)
+        settings,
+        {"placement": tmp_path / "place" / paths.PLACEMENT},
+        tmp_path,
+        lambda _, part, *counts: said.append(part),
     )
     assert said == sorted(said)
     return result

@@ -10,16 +10,16 @@ import signal
 import sys
 
 from stages.update.launch import launch
-from stages.update.progress_board import Phase
+from stages.update.progress_board import Phase, Report
 from tests.stages.update.rank_entries import wait_in_layer
 
 
 def main(ranks: int) -> int:
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
 
-    def on_report(phase: Phase, layer: int) -> None:
-        if phase == Phase.update:
-            print("in layer", layer, flush=True)
+    def on_report(report: Report) -> None:
+        if report.phase == Phase.update:
+            print("in layer", report.step, flush=True)
 
     try:
         launch(wait_in_layer, (7,), ranks, on_report=on_report)

@@ -22,7 +22,7 @@ from stages.holdings import read_holdings
 from stages.synthetic import truth
 from stages.update import attached
 from stages.update.failures import Failure
-from stages.update.progress_board import Phase, ProgressBoard
+from stages.update.progress_board import Phase, ProgressBoard, Report
 from stages.update.seat import Seat
 from stages.update.stores import Line
 from tests.network.hosts import Host, hosts_or_loopback
@@ -225,7 +225,7 @@ def test_watch_tells_what_ranks_do_and_who_fell_silent(monkeypatch: pytest.Monke
     seats = [Seat(rank, 2, 0, 1, 2, "127.0.0.1", 1) for rank in range(2)]
     boards = [ProgressBoard(None, 2) for _ in seats]
     watches = [watch.Watch(0, seat, board, store) for seat, board in zip(seats, boards, strict=True)]
-    boards[1].report(1, Phase.update, 7)
+    boards[1].report(1, Report(Phase.update, 7))
     assert not watches[1].failed()
     assert store.get("beat/0/1") == "1 in layer 7"
     assert not watches[0].failed()

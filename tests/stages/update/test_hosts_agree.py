@@ -18,7 +18,7 @@ from stages.update.blame import blame
 from stages.update.failures import Failure, RanksLost, silence
 from stages.update.machine import Machine
 from stages.update.network import interface_towards, network_defaults
-from stages.update.progress_board import Phase, ProgressBoard
+from stages.update.progress_board import Phase, ProgressBoard, Report
 from stages.update.seat import Seat
 from stages.update.stores import Line
 from tests.stages.update.cases import Case, config_of
@@ -125,7 +125,7 @@ class Ranks:
 
     def fails(self, rank: int, error: BaseException) -> None:
         seat, board = Seat(rank, self.count, 0, 1, 2, "here", 1), ProgressBoard(None, self.count)
-        board.report(rank, Phase.batch, 4)
+        board.report(rank, Report(Phase.batch, 4))
 
         def find_out() -> None:
             self.found[rank] = blame(self.line(), 0, seat, board, error)

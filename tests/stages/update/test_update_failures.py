@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from stages.contract import Count
 from stages.update.failures import Death, recorded_error, root_cause, tidy
-from stages.update.progress_board import DOING, Phase, ProgressBoard, where
+from stages.update.progress_board import DOING, Phase, ProgressBoard, Report, where
 
 UPDATE = Phase.update
 LOST = "RuntimeError: [/x/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:34200: Connection reset by peer."
@@ -71,14 +72,26 @@ def test_recorded_errors(tmp_path: Path) -> None:
 def test_board_is_shared_and_remembers_the_first_failure(tmp_path: Path) -> None:
     mine, other = ProgressBoard(tmp_path / "board", 3), ProgressBoard(tmp_path / "board", 3)
     for rank, layer in enumerate((4, 2, 9)):
-        mine.report(rank, UPDATE, layer)
+        mine.report(rank, Report(UPDATE, layer, 12))
     assert other.of(2) == (UPDATE, 9, 0)
-    assert other.slowest() == (UPDATE, 2)
+    assert other.overall() == Report(UPDATE, 2, 12)
     other.report_failure(1)
     failed_at = mine.of(1)[2]
     mine.report_failure(1)
     assert failed_at > 0
     assert other.of(1)[2] == failed_at
+
+
+def test_the_board_adds_up_what_has_arrived(tmp_path: Path) -> None:
+    board = ProgressBoard(tmp_path / "board", 2)
+    board.report(0, Report(Phase.batch, 3, 7, 300, 700))
+    board.report(1, Report(Phase.batch, 2, 7, 100, 400))
+    assert board.overall().counts == [Count("batches", 2, 7), Count("bytes", 400, 1100)]
+    board.report(0, Report(Phase.checksum_after))
+    assert board.overall().counts == [Count("batches", 2, 7), Count("bytes", 400, 1100)]
+    board.report(1, Report(Phase.checksum_after))
+    assert board.overall().counts == []
+    assert Report(Phase.batch, 2, 4).fraction < Report(Phase.batch, 3, 4).fraction < Report(Phase.done).fraction == 1
 
 
 def test_every_phase_has_words() -> None:

@@ -17,7 +17,7 @@ import pytest
 from stages.errors import MoesaicError
 from stages.update.failures import RanksLost
 from stages.update.launch import launch
-from stages.update.progress_board import Phase
+from stages.update.progress_board import Phase, Report
 from tests.stages.update.cases import Case, config_of, job_of
 from tests.stages.update.processes import MARK, alive, wait_until_gone
 from tests.stages.update.rank_entries import give_up_waiting, say_environment, spoil, wait_in_layer
@@ -60,8 +60,8 @@ def test_a_rank_that_is_ended_by_its_watchdog_names_the_one_it_waited_for() -> N
 def test_killed_from_outside_while_others_wait() -> None:
     """The pid of a rank is what an OOM killer knows."""
 
-    def kill_one(phase: Phase, layer: int) -> None:
-        if phase == Phase.update:
+    def kill_one(report: Report) -> None:
+        if report.phase == Phase.update:
             victim = min(child.pid or 0 for child in multiprocessing.active_children())
             os.kill(victim, signal.SIGKILL)
 

@@ -37,7 +37,9 @@ def test_what_an_update_leaves(tmp_path: Path, inputs: dict[str, Path]) -> None:
     said: list[tuple[str, float]] = []
     folder = tmp_path / "update"
     folder.mkdir()
-    result = update(config_of(CASE, RANKS), inputs, folder, lambda message, fraction: said.append((message, fraction)))
+    result = update(
+        config_of(CASE, RANKS), inputs, folder, lambda message, fraction, *counts: said.append((message, fraction))
+    )
 
     assert set(result.files) == {
         "execution.json",
@@ -99,7 +101,7 @@ def test_too_little_memory_is_said_before_ranks_start(
 ) -> None:
     monkeypatch.setattr(machine, "available_memory", lambda: 10**6)
     with pytest.raises(BadInput, match=r"The slots of 4 ranks need 0\.\d GB, and this machine has 0\.0 GB"):
-        update(config_of(CASE, RANKS), inputs, tmp_path, lambda message, fraction: None)
+        update(config_of(CASE, RANKS), inputs, tmp_path, lambda message, fraction, *counts: None)
 
 
 def test_too_little_disk_is_said_before_ranks_start(
@@ -110,14 +112,14 @@ def test_too_little_disk_is_said_before_ranks_start(
     needed = JOB.new.size * config.model.expert_bytes
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": needed - 1}))
     with pytest.raises(BadInput, match=r"^update\.save=shards needs 0\.0 GB in .*, and 0\.0 GB are free there\.$"):
-        update(config, inputs, tmp_path, lambda message, fraction: None)
+        update(config, inputs, tmp_path, lambda message, fraction, *counts: None)
 
 
 def test_another_scale_than_the_plan_was_made_for(tmp_path: Path, inputs: dict[str, Path]) -> None:
     config = config_of(CASE, RANKS)
     config = replace(config, model=replace(config.model, scale=0.5))
     with pytest.raises(BadInput, match=r"the plan was made for another model\.tensors or model\.scale"):
-        update(config, inputs, tmp_path, lambda message, fraction: None)
+        update(config, inputs, tmp_path, lambda message, fraction, *counts: None)
 
 
 def test_measured_survives_as_bytes() -> None:

@@ -83,7 +83,7 @@ def test_an_update_and_its_audit_from_one_checkpoint(made: Checkpoint, tmp_path:
     assert set(audit.external_files()) == {"update.weights_path"}
     inputs |= {"checksums": folder / "checksums.parquet", "execution": folder / "execution.json"}
     said: list[tuple[str, float]] = []
-    result = verify(audit, inputs, tmp_path, lambda what, done: said.append((what, done)))
+    result = verify(audit, inputs, tmp_path, lambda what, done, *counts: said.append((what, done)))
     assert result.metrics["mismatches"] == 0
     assert f"read anew from {made.folder} (names as in Qwen3-MoE)" in result.note
     assert "reading the weights anew" in {what for what, _ in said}

@@ -34,7 +34,7 @@ def world() -> World:
 
 def test_a_passing_verdict_is_written_and_told(world: World, tmp_path: Path) -> None:
     said: list[tuple[str, float]] = []
-    result = verify(config(), world.save(tmp_path), tmp_path, lambda what, done: said.append((what, done)))
+    result = verify(config(), world.save(tmp_path), tmp_path, lambda what, done, *counts: said.append((what, done)))
     verdict = read_verdict(tmp_path / paths.VERDICT)
     assert verdict.passed
     assert set(result.files) == {paths.VERDICT, paths.MISMATCHES_PREVIEW}
@@ -159,7 +159,7 @@ def test_recomputing_uses_threads_and_leaves_their_number() -> None:
     done: list[float] = []
     torch.set_num_threads(2)
     try:
-        found = recompute(SPECS, 3, layers, experts, lambda what, fraction: done.append(fraction))
+        found = recompute(SPECS, 3, layers, experts, lambda what, fraction, *counts: done.append(fraction))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
