@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,48 +18,45 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import attached, sweep
 from pipeline.config_errors import config_sentence
-from pipeline.lifecycle import Terminated
+from pipeline.lifecycle import Terminated, ending_raises
+from pipeline.points import Point
 from pipeline.progress import json_lines
-from pipeline.progress.view import log_asked, open_view, view_without_run
+from pipeline.progress.view import Lines, View, log_asked, open_view, view_without_run
 from pipeline.runner import Request, run_pipeline
-from pipeline.schema import CONF, log_of, register
+from pipeline.schema import CONF, log_of, register, sweep_options
+from pipeline.summary import Summary
 from stages.errors import BadInput, MoesaicError, sentence_of
+
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
 def run(arguments: list[str]) -> int:
     """Run with Hydra's command line `arguments` (overrides and flags). The exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through, and the last line can be one sentence
-    failures: list[Exception] = []
-
-    def task(config: DictConfig) -> None:
-        swept = HydraConfig.get().mode == RunMode.MULTIRUN
-        try:
-            _run_once(config)
-        except Exception as error:
-            if not swept:
-                raise
-            # A point of a sweep that cannot be is recorded with its reason; the others still run.
-            sys.stderr.write(f"{sentence_of(error)}\n")
-            failures.append(error)
-
     code, cause = 1, ""
     before = sys.argv
     sys.argv = ["moesaic run", *arguments]
+    failures.clear()
+    sweep.launching()
     try:
         register()
         followed = attached.follow(arguments)
         if followed is not None:
             return followed
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
+        with ending_raises():
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(point)()
         code = max((getattr(error, "exit_code", 1) for error in failures), default=0)
-        if failures:
-            cause = f"{len(failures)} of the sweep's runs failed, the last with: {sentence_of(failures[-1])}"
-        if ended := sweep.close("FAILED" if failures else "FINISHED", cause):
-            view_without_run(arguments).comparison(*ended)
+        if ended := sweep.close():
+            code, cause = ended.exit_code, ended.cause
+            view_without_run(arguments).comparison(ended.comparison, ended.run_id, ended.directory)
+        elif failures:  # of a sweep that was not to run
+            cause = f"{len(failures)} of the sweep's points cannot run, the last for: {sentence_of(failures[-1])}"
     except (HydraException, OmegaConfBaseException, BadInput) as error:
         code, cause = BadInput.exit_code, config_sentence(error)
     except MoesaicError as error:
         code, cause = error.exit_code, sentence_of(error)
+    except sweep.Refused as refused:
+        code, cause = refused.error.exit_code, sentence_of(refused.error)
     except Terminated as error:
         cause = str(error)
     except SystemExit as error:
@@ -70,7 +68,7 @@ def run(arguments: list[str]) -> int:
         cause = sentence_of(error)
     finally:
         sys.argv = before
-        sweep.close("KILLED", "The sweep was ended before its last point.")
+        sweep.close("The sweep was ended before its last point: the same command continues it.")
         attached.release(code)
     if cause:
         _last_line(cause)
@@ -79,21 +77,56 @@ def run(arguments: list[str]) -> int:
     return code
 
 
-def _run_once(config: DictConfig) -> None:
+failures: list[Exception] = []
+"""Of the points that ran in this process."""
+
+
+def point(config: DictConfig) -> Any:
+    """A run, or a point of a sweep in whatever process. What it came to, for a sweeper that wants to know.
+
+    A point that cannot be is recorded with its reason; the others still run.
+    """
+    runtime = HydraConfig.get()
+    swept = runtime.mode == RunMode.MULTIRUN
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    if Path.cwd() != Path(runtime.runtime.cwd):  # where another process's paths begin
+        os.chdir(runtime.runtime.cwd)
+    try:
+        summary = _run(config, Point.of(Path(runtime.sweep.dir), runtime.job.num) if swept else None)
+    except Exception as error:
+        if not swept:
+            raise
+        failures.append(error)
+        return None
+    searches = swept and runtime.sweeper.get("_target_") != BASIC_SWEEPER
+    return objectives(summary, sweep_options(config).objectives) if searches else None
+
+
+def _run(config: DictConfig, swept: Point | None) -> Summary:
     runtime = HydraConfig.get()
     directory = Path(runtime.runtime.output_dir)
-    swept = str(Path(runtime.sweep.dir).absolute()) if runtime.mode == RunMode.MULTIRUN else None
     overrides = list(OmegaConf.to_container(runtime.overrides.task) or [])
+    view: View = Lines(print)
     try:
-        with open_view(log_of(config), None) as view:
+        with open_view(log_of(config), swept.number if swept and not sweep.launches() else None) as view:
             if swept:
-                view.point(runtime.job.num, overrides)
-            parent = sweep.parent_of(swept) if swept else None
-            summary = run_pipeline(Request(config, directory, overrides, view, swept, parent))
-    except MoesaicError as error:
+                view.point(swept.number, overrides)
+            summary = run_pipeline(Request(config, directory, overrides, view, swept))
+    except Exception as error:
         view.failure(directory, sentence_of(error))
         raise
     view.result(summary, directory)
+    return summary
+
+
+def objectives(summary: Summary, names: list[str]) -> float | list[float] | None:
+    """What the sweeper is told. None, which it takes for a failure, where a metric is not there."""
+    metrics = {f"{stage}.{name}": v for stage, state in summary.stages.items() for name, v in state.metrics.items()}
+    if missing := [name for name in names if name not in metrics]:
+        sys.stderr.write(f"sweep.objectives: the run has no {missing[0]}; it has {', '.join(metrics) or 'nothing'}.\n")
+        return None
+    values = [metrics[name] for name in names]
+    return values[0] if len(values) == 1 else values
 
 
 def _last_line(text: str) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.headline import bytes_text
+from pipeline.points import GOOD
 from pipeline.store import TAG, Store
 from stages import paths
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from rich.table import Table
 
-TABLE, PICTURE = "comparison.csv", "comparison.png"
+TABLE, COLUMNS, PICTURE = "comparison.csv", "comparison.parquet", "comparison.png"
 STAR = "★"
 MOST_LABELS = 40
 MOST_POINTS = 10_000
@@ -57,13 +58,22 @@ GOALS = (
 
 @dataclass(frozen=True)
 class Point:
-    """A run of the sweep. `what`: the overrides in which the points differ. `values`: by label of the goal."""
+    """A run of the sweep. `what`: the overrides in which the points differ, which `overrides` has by key. `values`: by
+    label of the goal. `metrics`: all that the run has."""
 
     run_id: str
     what: str
     status: str
     cause: str
     values: dict[str, float]
+    number: int = 0
+    exit_code: int = 0
+    overrides: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def good(self) -> bool:
+        return self.status in GOOD
 
 
 @dataclass(frozen=True)
@@ -114,14 +124,30 @@ class Comparison:
             shown.add_row(*row)
         return shown
 
+    def columns(self) -> dict[str, list[Any]]:
+        """A row a point, for other programs: numbers as they are, what is swept a column a key, what is not there None.
+        The goals come before the other metrics."""
+        keys = sorted({key for point in self.points for key in point.overrides})
+        goals = [goal.metric for goal in self.goals]
+        others = sorted({name for point in self.points for name in point.metrics} - set(goals))
+        return {
+            "run_id": [point.run_id for point in self.points],
+            "number": [point.number for point in self.points],
+            "point": [point.what for point in self.points],
+            **{key: [point.overrides.get(key) for point in self.points] for key in keys},
+            "pareto": [int(index in self.front) for index in range(len(self.points))],
+            **{name: [point.metrics.get(name) for point in self.points] for name in goals},
+            "status": [point.status for point in self.points],
+            "cause": [point.cause for point in self.points],
+            **{name: [point.metrics.get(name) for point in self.points] for name in others},
+        }
+
     def csv(self) -> str:
-        """Numbers as they are, and the ids of the runs."""
+        columns = self.columns()
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["run_id", "point", "pareto", *(goal.metric for goal in self.goals), "status", "cause"])
-        for index, point in enumerate(self.points):
-            values = [point.values.get(goal.label, "") for goal in self.goals]
-            writer.writerow([point.run_id, point.what, int(index in self.front), *values, point.status, point.cause])
+        writer.writerow(columns)
+        writer.writerows(["" if cell is None else cell for cell in row] for row in zip(*columns.values(), strict=True))
         return out.getvalue()
 
     def picture(self) -> Figure | None:
@@ -175,7 +201,21 @@ def compare(runs: Iterable[Run]) -> Comparison:
         values = {goal.label: run.data.metrics[goal.metric] for goal in GOALS if goal.metric in run.data.metrics}
         tags = run.data.tags
         status, cause = tags.get(f"{TAG}outcome", run.info.status.lower()), tags.get(f"{TAG}cause", "")
-        points.append(Point(run.info.run_id, " ".join(own), status, cause, values))
+        status = "running" if run.info.status == "RUNNING" else status
+        code = int(tags.get(f"{TAG}exit_code", "0")) or (0 if status in (*GOOD, "running") else 1)
+        points.append(
+            Point(
+                run_id=run.info.run_id,
+                what=" ".join(own),
+                status=status,
+                cause=cause,
+                values=values,
+                number=int(tags.get(f"{TAG}point", "0")),
+                exit_code=code,
+                overrides=dict(o.lstrip("+").partition("=")[::2] for o in own),
+                metrics=dict(run.data.metrics),
+            )
+        )
     goals = [goal for goal in GOALS if any(goal.label in point.values for point in points)]
     return Comparison(points, goals, pareto_front(points, goals))
 
@@ -195,9 +235,14 @@ def pareto_front(points: list[Point], goals: list[Goal]) -> set[int]:
 
 
 def write(found: Comparison, directory: Path) -> list[Path]:
-    """The table, and the picture where there is one, in the sweep's folder."""
-    files = [directory / TABLE]
+    """The table as CSV and Parquet, and the picture where there is one, in the sweep's folder."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = [directory / TABLE, directory / COLUMNS]
     paths.write_text(files[0], found.csv())
+    with paths.atomic(files[1]) as temporary:
+        pq.write_table(pa.table(found.columns()), temporary)
     figure = found.picture()
     if figure is not None:
         with paths.atomic(directory / PICTURE) as temporary:

@@ -48,6 +48,16 @@ class RunOptions:
     dry_run: bool = False
 
 
+@dataclass
+class SweepOptions:
+    """`resume`: what the points of an interrupted sweep are for: `auto` continues the last sweep of the same command in
+    the same folder if it was interrupted, `never` begins anew, and the id of a sweep's run continues that one, also if
+    it had ended. `objectives`: metrics (`stage.name`) that a sweeper which searches is told."""
+
+    resume: str = "auto"
+    objectives: list[str] = field(default_factory=lambda: ["place.balancedness"])
+
+
 @dataclass(frozen=True)
 class StageSpec:
     """A declared stage, in the order of the pipeline. `inputs`: name -> (stage, file)."""

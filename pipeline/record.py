@@ -55,7 +55,7 @@ def start_run(
 
 def start_sweep(store: Store, overrides: list[str], tags: Mapping[str, str]) -> str:
     """A new run that those of a sweep's points are put under. The id of the run."""
-    swept = [o for o in overrides if not o.lstrip("+~").startswith(("tracking", "run.", "hydra"))]
+    swept = [o for o in overrides if not o.lstrip("+~").startswith(("tracking", "run.", "hydra", "log=", "sweep."))]
     return store.start(f"sweep {' '.join(swept)}"[:200].strip(), {**tags, **_provenance()})
 
 
@@ -149,7 +149,9 @@ def _name(config: DictConfig, overrides: list[str]) -> str:
     name = str(OmegaConf.select(config, "topology.name") or "")
     parts = [OmegaConf.select(config, "model.name"), name if topology in name else topology]
     parts += [
-        o for o in overrides if not o.lstrip("+~").startswith(("model=", "topology", "tracking", "run.", "hydra"))
+        o
+        for o in overrides
+        if not o.lstrip("+~").startswith(("model=", "topology", "tracking", "run.", "hydra", "log=", "sweep."))
     ]
     return " ".join(str(part) for part in parts if part)[:200]
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline import facts, record
 from pipeline.checkpoint import Hit, Miss, look_up
 from pipeline.declaration import RunOptions, StageSpec, needed, selection
+from pipeline.folder import check_target, ours, owned
 from pipeline.keys import KeyParts, Manifest, cacheable, environment, key_parts, write_manifest
 from pipeline.lifecycle import Terminated, birth_tags, ending_raises, heartbeat, reap_orphans, signals_held
+from pipeline.points import Point, identity
 from pipeline.progress.telling import Telling, forget, noted
 from pipeline.progress.view import Lines, View
 from pipeline.schema import Root, check, resolved, stage_config, tracking_options
@@ -32,15 +33,14 @@ INTERRUPTS = (KeyboardInterrupt, Terminated, SystemExit)
 
 @dataclass
 class Request:
-    """What to run and where. `view` is told how it goes; `overrides` are kept for the record; `sweep` is the folder of
-    the sweep that this is a point of."""
+    """What to run and where. `view` is told how it goes; `overrides` are kept for the record; `point`: of a sweep, if
+    it is one."""
 
     config: DictConfig
     directory: Path
     overrides: list[str] = field(default_factory=list)
     view: View = field(default_factory=lambda: Lines(print))
-    sweep: str | None = None
-    parent: str | None = None
+    point: Point | None = None
 
 
 def run_pipeline(request: Request) -> Summary:
@@ -52,7 +52,7 @@ def run_pipeline(request: Request) -> Summary:
         configs = {spec.name: stage_config(request.config, spec) for spec in specs[: last + 1]}
         for spec in specs[first : last + 1]:
             environment(configs[spec.name])  # what this machine cannot run is said before anything runs
-            _check_target(request.directory / spec.name)
+            check_target(request.directory / spec.name)
     except BadInput as error:
         _refuse(request, error)
         raise
@@ -60,46 +60,25 @@ def run_pipeline(request: Request) -> Summary:
     reap_orphans(store)
     summary = Summary(run_id=None)
     walk = _Walk(request, store, specs, configs, root.run, summary)
-    with _own(request.directory):
+    with owned(request.directory, patient=request.point is not None):
         if root.run.dry_run:
             walk.go(first, last)
             summary.conclude(dry_run=True)
             write_summary(request.directory, summary)
             return summary
+        if request.point:
+            walk.identity = identity(specs[first : last + 1], configs)
+            if before := request.point.done_before(store, request.directory, walk.identity):
+                return replace(before, before=True)
         for leftover in request.directory.glob(".*.partial"):
             remove(leftover)
         try:
-            with _recorded(request, store, root, summary):
+            with _recorded(request, store, root, summary, walk.identity):
                 walk.go(first, last)
                 summary.conclude(dry_run=False)
         finally:
             forget(request.directory)
     return summary
-
-
-@contextmanager
-def _own(directory: Path) -> Iterator[None]:
-    """The run folder, for this run alone."""
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / ".lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise BadInput(f"Another run is writing into {directory}: give this one its own hydra.run.dir.") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _check_target(folder: Path) -> None:
-    """Raise `BadInput` unless a stage may put its files there: nothing that others made is ever replaced."""
-    if (folder.exists() or folder.is_symlink()) and not _ours(folder):
-        raise BadInput(f"{folder} is there already and was not made by moesaic: choose another hydra.run.dir.")
-
-
-def _ours(folder: Path) -> bool:
-    return folder.is_dir() and not folder.is_symlink() and (folder / paths.MANIFEST).is_file()
 
 
 def _refuse(request: Request, error: BadInput) -> None:
@@ -109,7 +88,7 @@ def _refuse(request: Request, error: BadInput) -> None:
     summary = Summary(run_id=None, cause=str(error))
     if not (request.directory / paths.SUMMARY).exists():
         write_summary(request.directory, summary)
-    if not request.sweep:
+    if not request.point:
         return
     root = Root(tracking=tracking_options(request.config))
     with suppress(BadInput), _recorded(request, open_store(root), root, summary):
@@ -117,16 +96,16 @@ def _refuse(request: Request, error: BadInput) -> None:
 
 
 @contextmanager
-def _recorded(request: Request, store: Store, root: Root, summary: Summary) -> Iterator[None]:
+def _recorded(request: Request, store: Store, root: Root, summary: Summary, identity: str = "") -> Iterator[None]:
     """The tracking run around the block: whatever happens inside, it gets its summary, status, cause and note."""
-    beat = root.tracking.heartbeat_seconds
+    beat, parent = root.tracking.heartbeat_seconds, request.point.parent if request.point else None
     tags = {"kind": "run", "directory": str(request.directory.absolute()), **birth_tags(beat)}
-    if request.sweep:
-        tags["sweep"] = request.sweep
+    if request.point:
+        tags |= {**request.point.tags(), "identity": identity}
     with ending_raises():
-        started = record.start_run(store, request.config, request.overrides, tags, request.parent)
+        started = record.start_run(store, request.config, request.overrides, tags, parent)
         summary.run_id = run_id = started
-        status = "FINISHED"
+        status, exit_code = "FINISHED", 0
         with heartbeat(store, run_id, beat, lambda: noted(request.directory)):
             try:
                 yield
@@ -134,10 +113,13 @@ def _recorded(request: Request, store: Store, root: Root, summary: Summary) -> I
                 status = "KILLED" if isinstance(error, INTERRUPTS) else "FAILED"
                 summary.status = "failed"
                 summary.cause = str(error) if isinstance(error, Terminated) else sentence_of(error)
+                exit_code = getattr(error, "exit_code", 1)
                 raise
             finally:
                 with signals_held():
                     write_summary(request.directory, summary)
+                    if exit_code:
+                        store.tag(run_id, {"exit_code": str(exit_code)})
                     record.finish_run(store, summary, request.directory, status)
 
 
@@ -157,6 +139,7 @@ class _Walk:
     run: RunOptions
     summary: Summary
     manifests: dict[str, Manifest] = field(default_factory=dict)
+    identity: str = ""
 
     def go(self, first: int, last: int) -> None:
         before = needed(self.specs, first, last)
@@ -166,7 +149,7 @@ class _Walk:
                 self._stage(spec, asked=index >= first)
             else:
                 self.summary.stages[spec.name] = StageState("skipped", "not asked for")
-                if not self.run.dry_run and _ours(stale := self.request.directory / spec.name):
+                if not self.run.dry_run and ours(stale := self.request.directory / spec.name):
                     remove(stale)  # it shows what another config made
 
     def _stage(self, spec: StageSpec, *, asked: bool) -> None:
@@ -187,6 +170,17 @@ class _Walk:
         config = self.configs[spec.name]
         digests = {name: self.manifests[stage].outputs[file] for name, (stage, file) in spec.inputs.items()}
         parts = key_parts(spec, config, digests)
+        with self._alone_with(spec, parts, config):
+            self._carry_out(spec, config, parts, asked=asked)
+
+    def _alone_with(self, spec: StageSpec, parts: KeyParts, config: Any) -> AbstractContextManager[None]:
+        """What points of a sweep share is made by one of them; the others wait, and find its checkpoint."""
+        point, view = self.request.point, self.request.view
+        if point is None or self.run.dry_run or spec.name in self.run.force or not cacheable(config):
+            return nullcontext()
+        return point.alone_with(parts.key, lambda: view.waits(spec.name, "another point of the sweep makes it"))
+
+    def _carry_out(self, spec: StageSpec, config: Any, parts: KeyParts, *, asked: bool) -> None:
         found = self._checkpoint(spec, parts, config)
         if isinstance(found, Hit):
             self.manifests[spec.name] = found.manifest

@@ -19,7 +19,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import conf
-from pipeline.declaration import PipelineOptions, RunOptions, StageDeclaration, StageSpec, read_declaration
+from pipeline.declaration import (
+    PipelineOptions,
+    RunOptions,
+    StageDeclaration,
+    StageSpec,
+    SweepOptions,
+    read_declaration,
+)
 from pipeline.progress.view import LOGS
 from stages.errors import BadInput
 
@@ -52,9 +59,13 @@ class Root:
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
     run: RunOptions = field(default_factory=RunOptions)
+    sweep: SweepOptions = field(default_factory=SweepOptions)
 
 
-ROOT_GROUPS: dict[str, type[Any]] = {"pipeline": PipelineOptions, "tracking": TrackingOptions, "run": RunOptions}
+ROOT_GROUPS: dict[str, type[Any]] = {
+    "pipeline": PipelineOptions, "tracking": TrackingOptions, "run": RunOptions,
+    "sweep": SweepOptions,
+}  # fmt: skip
 
 
 def register() -> None:
@@ -97,6 +108,12 @@ def log_of(config: DictConfig) -> str:
     if log not in LOGS:
         raise BadInput(f"log={log} is not known; allowed are {', '.join(LOGS)}.")
     return str(log)
+
+
+def sweep_options(config: DictConfig) -> SweepOptions:
+    options = _typed(SweepOptions, config.get("sweep"), "sweep")
+    assert isinstance(options, SweepOptions)
+    return options
 
 
 def tracking_options(config: DictConfig) -> TrackingOptions:

@@ -25,12 +25,14 @@ class StageState:
 
 @dataclass
 class Summary:
-    """`status`: verified, done, dry_run or failed; `cause`: one sentence if it failed."""
+    """`status`: verified, done, dry_run or failed; `cause`: one sentence if it failed. `before`: an earlier start of the
+    sweep came to it."""
 
     run_id: str | None
     stages: dict[str, StageState] = field(default_factory=dict)
     status: str = "failed"
     cause: str | None = None
+    before: bool = False
 
     def conclude(self, *, dry_run: bool) -> None:
         """Set the status of a run that did all it was asked for."""
@@ -43,6 +45,7 @@ class Summary:
 
 def write_summary(folder: Path, summary: Summary) -> Path:
     value = asdict(summary)
+    del value["before"]
     if summary.cause is None:
         del value["cause"]
     paths.write_json(folder / paths.SUMMARY, value)

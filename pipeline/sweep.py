@@ -1,51 +1,84 @@
-"""A sweep's parent run: made before its first point, told to its points by a file in the sweep's folder, and closed
-with a comparison of them, however the sweep ends."""
+"""A sweep's parent run: made before its first point, or taken up again where the same sweep was interrupted; told to
+its points by a file in the sweep's folder, and closed with a comparison of them, however the sweep ends."""
 
 from __future__ import annotations
 
-import json
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from pipeline import comparison, record
 from pipeline.lifecycle import birth_tags, heartbeat, reap_orphans, signals_held
-from pipeline.schema import tracking_options
-from pipeline.store import TAG, Store, tracking_uri
-from stages import paths
+from pipeline.points import forget_locks, write_parent
+from pipeline.progress.sweep_view import Watched, watching
+from pipeline.progress.view import announce
+from pipeline.resume import Earlier, find_earlier, sweep_key
+from pipeline.schema import log_of, sweep_options, tracking_options
+from pipeline.store import Store, safe_uri, tracking_uri
+from stages.errors import MoesaicError
 
-PARENT = "sweep.json"
-MOST_POINTS = 10_000
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+RAY = "hydra_ray_launcher"
+URI = "MLFLOW_TRACKING_URI"
+
+
+class Refused(BaseException):
+    """The sweep cannot begin, for the reason `error`. Not an Exception: Hydra makes warnings of those in callbacks."""
+
+    def __init__(self, error: MoesaicError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class ParentRun(Callback):
     """Called by Hydra, in the process that launches the points, before it does."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if not _OPEN and not config.run.dry_run:
-            _OPEN.append(Sweep.begin(config))
+        try:
+            log_of(config)
+            if not _OPEN and not config.run.dry_run:
+                _OPEN.append(Sweep.begin(config))
+        except MoesaicError as error:
+            _refuse(error)
+
+
+def _refuse(error: MoesaicError) -> NoReturn:
+    raise Refused(error) from error
 
 
 _OPEN: list[Sweep] = []
+_LAUNCHING: list[int] = []
 
 
-def parent_of(directory: str) -> str | None:
-    """The id of the parent run of the sweep in `directory`; None if it could not be made."""
-    file = Path(directory) / PARENT
-    return str(json.loads(file.read_text(encoding="utf-8"))["run_id"]) if file.is_file() else None
+def launching() -> None:
+    """Say that this process, and no one that comes of it, launches what is swept."""
+    _LAUNCHING[:] = [os.getpid()]
 
 
-def close(status: str, cause: str) -> tuple[comparison.Comparison, str, Path] | None:
-    """Finish the sweep that this process launched, if it did and still has to: what its points came to, the id of its
-    run, and its folder."""
-    if not _OPEN:
-        return None
-    sweep = _OPEN.pop()
-    return sweep.close(status, cause), sweep.run_id, sweep.directory
+def launches() -> bool:
+    """Is this the process that launches the points?"""
+    return os.getpid() in _LAUNCHING
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of a sweep: of all of its points, and of its run."""
+
+    comparison: comparison.Comparison
+    run_id: str
+    directory: Path
+    exit_code: int
+    cause: str
+
+
+def close(cut_short: str = "") -> Ended | None:
+    """Finish the sweep that this process launched, if it did and still has to; `cut_short`: why before its last point."""
+    return _OPEN.pop().close(cut_short) if _OPEN else None
 
 
 @dataclass
@@ -60,26 +93,76 @@ class Sweep:
         options = tracking_options(config)
         store = Store(tracking_uri(options.uri), options.experiment, options.artifact_location)
         reap_orphans(store)
-        directory = Path(config.hydra.sweep.dir).absolute()
-        overrides = list(OmegaConf.to_container(config.hydra.overrides.task) or [])
-        tags = {"kind": "sweep", "directory": str(directory), **birth_tags(options.heartbeat_seconds)}
-        run_id = record.start_sweep(store, [str(override) for override in overrides], tags)
-        paths.write_json(directory / PARENT, {"run_id": run_id})
+        key = sweep_key(config)
+        earlier = find_earlier(store, config, key, sweep_options(config).resume)
+        directory = earlier.directory if earlier else Path(config.hydra.sweep.dir).absolute()
+        _prepare(config, directory)
+        tags = {"directory": str(directory), **birth_tags(options.heartbeat_seconds)}
+        if earlier is None:
+            overrides = [str(override) for override in config.hydra.overrides.task]
+            run_id = record.start_sweep(store, overrides, {"kind": "sweep", "sweep_key": key, **tags})
+        else:
+            run_id = _take_up(store, earlier, tags)
+            announce(
+                log_of(config),
+                f"Continues the sweep {run_id[:8]} in {directory}: of its points {earlier.done} are done.",
+                {"event": "sweep", "run_id": run_id, "directory": str(directory), "done": earlier.done},
+            )
+        write_parent(directory, run_id, continues=earlier is not None)
         sweep = cls(store, run_id, directory)
         sweep.ends.enter_context(heartbeat(store, run_id, options.heartbeat_seconds))
+        launcher = str(config.hydra.launcher.get("_target_", ""))
+        if launcher != BASIC:
+            seen = Watched(directory, run_id, own_lines="submitit" in launcher)
+            sweep.ends.enter_context(watching(log_of(config), seen))
         return sweep
 
-    def close(self, status: str, cause: str) -> comparison.Comparison:
-        query = f"tags.`mlflow.parentRunId` = '{self.run_id}' and tags.`{TAG}kind` = 'run'"
-        found = comparison.compare(self.store.search(query, limit=MOST_POINTS))
-        story = f"**{cause}**\n\n" if cause else ""
+    def close(self, cut_short: str) -> Ended:
+        self.ends.close()
         with signals_held():
+            reap_orphans(self.store)
+            found = comparison.compare(comparison.points_of(self.store, self.run_id))
+            failed = [point for point in found.points if point.exit_code]
+            cause = cut_short
+            if failed and not cut_short:
+                last = failed[-1].cause or f"point {failed[-1].number} {failed[-1].status}"
+                cause = f"{len(failed)} of the sweep's runs failed, the last with: {last}"
+            status = "KILLED" if cut_short else "FAILED" if failed else "FINISHED"
+            story = f"**{cause}**\n\n" if cause else ""
             try:
                 for file in comparison.write(found, self.directory):
                     self.store.artifact(self.run_id, file)
                 self.store.metrics(self.run_id, found.metrics())
                 self.store.tag(self.run_id, {"outcome": "failed" if cause else "done", "cause": cause})
             finally:
-                self.ends.close()
                 self.store.finish(self.run_id, status, record.padded(story + found.note(self.store.experiment_id)))
-        return found
+                forget_locks(self.directory)
+        code = max((point.exit_code for point in failed), default=1 if cut_short else 0)
+        return Ended(found, self.run_id, self.directory, code, cause)
+
+
+def _take_up(store: Store, earlier: Earlier, tags: dict[str, str]) -> str:
+    """Let the run of an earlier sweep go on, as if it had never ended."""
+    times = {"continued": str(earlier.continued + 1), "orphan": "false", "outcome": "", "cause": ""}
+    store.tag(earlier.run_id, {**tags, **times})
+    store.client.update_run(earlier.run_id, status="RUNNING")
+    return earlier.run_id
+
+
+def _prepare(config: DictConfig, directory: Path) -> None:
+    """What points composed in other processes and folders must know: Hydra hands them its own overrides."""
+    quoted = str(directory).replace("\\", "\\\\").replace("'", "\\'")
+    with read_write(config), open_dict(config):
+        config.hydra.sweep.dir = str(directory)
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
+        if RAY in str(config.hydra.launcher.get("_target_", "")):
+            uri = os.environ.get(
+                URI, ""
+            )  # its workers have the environment of the cluster, whose logs tell what is added
+            passed = {URI: uri} if uri and safe_uri(uri) == uri else {}
+            start = OmegaConf.to_container(config.hydra.launcher.ray.init, resolve=True) or {}
+            assert isinstance(start, dict)
+            environment = dict(start.get("runtime_env") or {})
+            environment["env_vars"] = {**passed, **(environment.get("env_vars") or {})}
+            # The launcher sets the size of the store where there is none, which a cluster that runs already refuses.
+            config.hydra.launcher.ray.init = {"object_store_memory": None, **start, "runtime_env": environment}

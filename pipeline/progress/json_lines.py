@@ -43,9 +43,9 @@ class JsonLines:
     def ended(self, name: str, state: StageState) -> None:
         self._say("stage", stage=name, **asdict(state))
 
-    def point(self, number: int, overrides: list[str], before: str | None = None) -> None:
+    def point(self, number: int, overrides: list[str]) -> None:
         self._point = number
-        self._say("point", overrides=overrides, done_before=before)
+        self._say("point", overrides=overrides)
 
     def result(self, summary: Summary, directory: Path) -> None:
         self._say("result", directory=str(directory), **asdict(summary))
@@ -61,14 +61,15 @@ class JsonLines:
 
     def _say(self, event: str, **fields: Any) -> None:
         of = {} if self._point is None else {"point": self._point}
-        _write(event, **of, **fields)
+        write(event, **of, **fields)
 
 
 def end(exit_code: int, cause: str) -> None:
     """The last line of a command that failed."""
-    _write("error", exit_code=exit_code, cause=cause)
+    write("error", exit_code=exit_code, cause=cause)
 
 
-def _write(event: str, **fields: Any) -> None:
+def write(event: str, **fields: Any) -> None:
+    """One line."""
     sys.stdout.write(json.dumps({"event": event, "time": round(time.time(), 3), **fields}, default=str) + "\n")
     sys.stdout.flush()

@@ -27,6 +27,7 @@ class Plain(Lines):
         self._prefix = prefix
         self._clock = clock
         self._told = clock()
+        self._swept = False
 
     def stage(self, name: str, state: str, why: str) -> None:
         super().stage(name, state, why)
@@ -43,19 +44,22 @@ class Plain(Lines):
         if state.state == "ran" and state.seconds >= EVERY_SECONDS:
             self.say(f"{name:<8} {state.state:<7} in {duration(state.seconds)}")
 
-    def point(self, number: int, overrides: list[str], before: str | None = None) -> None:
-        done = f"  (done before, run {before[:8]})" if before else ""
-        line = f"{number}: {' '.join(overrides)}{done}"
-        self.say(line if self._prefix else f"\n{line}")
+    def point(self, number: int, overrides: list[str]) -> None:
+        self._swept = True
+        self.say(" ".join(overrides) if self._prefix else f"\n{number}: {' '.join(overrides)}")
 
     def result(self, summary: Summary, directory: Path) -> None:
-        if self._prefix:
+        if summary.before:
+            self.say(f"{summary.status} before, by run {str(summary.run_id)[:8]}")
+        elif self._prefix:
             self.say(f"{summary.status}; run {summary.run_id}; files in {directory}")
         else:
             table.result(summary, directory)
 
     def failure(self, directory: Path, cause: str) -> None:
         table.failure(directory)
+        if self._swept:  # the others still run; of a single run it is the command's last line
+            sys.stderr.write(f"{self._prefix}{cause}\n")
 
     def comparison(self, found: Comparison, run_id: str, directory: Path) -> None:
         table.comparison(found, run_id, directory)

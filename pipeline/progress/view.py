@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.progress.meter import Reading
 from pipeline.summary import StageState, Summary
@@ -33,8 +33,8 @@ class View(Protocol):
     def ended(self, name: str, state: StageState) -> None:
         """A stage that ran has ended, well or not."""
 
-    def point(self, number: int, overrides: list[str], before: str | None = None) -> None:
-        """A point of a sweep comes next; `before` is the id of the run that has done it already."""
+    def point(self, number: int, overrides: list[str]) -> None:
+        """A point of a sweep comes next."""
 
     def result(self, summary: Summary, directory: Path) -> None:
         """The run did what it was asked for."""
@@ -69,13 +69,20 @@ class Lines:
 
     def ended(self, name: str, state: StageState) -> None: ...
 
-    def point(self, number: int, overrides: list[str], before: str | None = None) -> None: ...
+    def point(self, number: int, overrides: list[str]) -> None: ...
 
     def result(self, summary: Summary, directory: Path) -> None: ...
 
     def failure(self, directory: Path, cause: str) -> None: ...
 
     def comparison(self, found: Comparison, run_id: str, directory: Path) -> None: ...
+
+
+class Silent(Lines):
+    """Nothing: for a process whose terminal another one draws on."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda line: None)
 
 
 @contextmanager
@@ -88,7 +95,7 @@ def open_view(log: str, number: int | None) -> Iterator[View]:
     if log == "json":
         yield JsonLines(number)
     elif number is not None:  # the process that launched it has the terminal
-        yield Plain(f"#{number} ")
+        yield Plain(f"#{number} ") if log == "plain" or not on_terminal() else Silent()
     elif log == "live" or (log == "auto" and on_terminal()):
         with live() as view:
             yield view
@@ -107,3 +114,14 @@ def view_without_run(arguments: list[str]) -> View:
     from pipeline.progress.plain import Plain
 
     return JsonLines() if log_asked(arguments) == "json" else Plain()
+
+
+def announce(log: str, line: str, fields: dict[str, Any]) -> None:
+    """A line for people, or an event with `fields`, of what concerns no run."""
+    from pipeline import table
+    from pipeline.progress.json_lines import write
+
+    if log == "json":
+        write(**fields)
+    else:
+        table.say(line)
