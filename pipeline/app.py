@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from pipeline.progress.view import Lines, View, log_asked, open_view, view_witho
 from pipeline.runner import Request, run_pipeline
 from pipeline.schema import CONF, log_of, register, sweep_options
 from pipeline.summary import Summary
+from pipeline.worker import at_work
 from stages.errors import BadInput, MoesaicError, sentence_of
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -92,7 +94,8 @@ def point(config: DictConfig) -> Any:
     if Path.cwd() != Path(runtime.runtime.cwd):  # where another process's paths begin
         os.chdir(runtime.runtime.cwd)
     try:
-        summary = _run(config, Point.of(Path(runtime.sweep.dir), runtime.job.num) if swept else None)
+        with at_work() if swept and not sweep.launches() else nullcontext():
+            summary = _run(config, Point.of(Path(runtime.sweep.dir), runtime.job.num) if swept else None)
     except Exception as error:
         if not swept:
             raise

@@ -46,16 +46,23 @@ def ending_raises() -> Iterator[None]:
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Within the block a second Ctrl-C or SIGTERM waits: what is being closed would stay half closed."""
+    """Within the block Ctrl-C or SIGTERM waits: what is being closed would stay half closed.
+
+    Not by a mask: that is one thread's own, and a signal which any other thread takes is handled by the main thread.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    came: list[int] = []
+    held = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in held}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in dict.fromkeys(came):
+            signal.raise_signal(late)
 
 
 def birth_tags(heartbeat_seconds: float) -> dict[str, str]:

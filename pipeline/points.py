@@ -60,8 +60,13 @@ class Point:
         if summary.status not in GOOD or summary.run_id is None:
             return None
         with suppress(Exception):  # a run that was deleted is none
-            tags = store.run(summary.run_id).data.tags
-            if tags.get(f"{TAG}identity") == identity and tags.get("mlflow.parentRunId") == self.parent:
+            run = store.run(summary.run_id)
+            tags = run.data.tags
+            if (
+                run.info.status == "FINISHED"
+                and tags.get(f"{TAG}identity") == identity
+                and tags.get("mlflow.parentRunId") == self.parent
+            ):
                 return summary
         return None
 

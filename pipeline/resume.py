@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline import comparison
-from pipeline.points import GOOD
 from pipeline.store import TAG, Store
 from stages.errors import BadInput
 
@@ -72,5 +71,5 @@ def _named(store: Store, resume: str) -> Earlier:
 
 def _earlier(store: Store, run: Run, directory: Path) -> Earlier:
     points = comparison.latest(comparison.points_of(store, run.info.run_id))
-    done = sum(point.data.tags.get(f"{TAG}outcome") in GOOD for point in points)
+    done = sum(point.info.status == "FINISHED" for point in points)
     return Earlier(run.info.run_id, directory, done, int(run.data.tags.get(f"{TAG}continued", "0")))

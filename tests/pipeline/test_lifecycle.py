@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from pipeline.lifecycle import birth_tags, heartbeat, reap_orphans
+from pipeline.lifecycle import birth_tags, heartbeat, reap_orphans, signals_held
 from pipeline.store import Store
 from pipeline.summary import read_summary
 from tests.pipeline.conftest import Toy
@@ -77,6 +78,29 @@ def test_after_kill_9_the_next_run_continues_and_marks_the_orphan(toy: Toy) -> N
         assert gone.info.status == "KILLED"
         assert gone.data.tags["moesaic.orphan"] == "true"
         assert "marked as orphan" in gone.data.tags["mlflow.note.content"]
+
+
+def test_a_signal_waits_while_something_is_closed_whichever_thread_takes_it() -> None:
+    seen = []
+    busy, done = threading.Event(), threading.Event()
+    thread = threading.Thread(
+        target=lambda: (busy.set(), done.wait(20))
+    )  # has no mask, so that the kernel may choose it
+    thread.start()
+
+    def close() -> None:
+        with signals_held():
+            assert busy.wait(20)
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.05)
+                seen.append("closed")
+
+    with pytest.raises(KeyboardInterrupt):
+        close()
+    done.set()
+    thread.join()
+    assert seen == ["closed"] * 3
 
 
 def test_a_live_run_of_this_host_is_never_touched(toy: Toy) -> None:

@@ -1,0 +1,33 @@
+"""A process that runs points of a sweep for the one that launched it: it ends when that is gone, after the point that it
+is at. Workers of a pool would wait for more, or for somebody who reads their answer."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LOOK_SECONDS = 1.0
+
+_launched_by = os.getppid()
+_at_work = threading.RLock()
+_watching: list[threading.Thread] = []
+
+
+@contextmanager
+def at_work() -> Iterator[None]:
+    """Within the block this process runs a point."""
+    if not _watching:
+        _watching.append(threading.Thread(target=_end_with_launcher, daemon=True, name="moesaic-launcher"))
+        _watching[0].start()
+    with _at_work:
+        yield
+
+
+def _end_with_launcher() -> None:
+    while os.getppid() == _launched_by:
+        time.sleep(LOOK_SECONDS)
+    with _at_work:
+        os._exit(1)
