@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test coverage check format bench-place bench-eplb bench-plan bench-update bench-checksum bench-collect bench-record demo-live clean
+.PHONY: help install install-dev demo test test-ray coverage check format bench-place bench-eplb bench-plan bench-update bench-checksum bench-collect bench-record demo-live clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,12 @@ demo-live: install  ## a small MoE that is trained here: its real loads, its rea
 test: install-dev  ## all tests that need no GPU
 	$(BIN)/pytest -n 2 --dist worksteal -m "not alone"
 	$(BIN)/pytest -m alone
+
+test-ray:  ## the sweep on a Ray cluster of two nodes, in an environment of its own: the launcher wants an older cloudpickle
+	test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
+	grep -vE '^(cloudpickle|joblib)==' constraints.txt > .venv-ray/constraints.txt
+	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-ray/constraints.txt --editable '.[ray]' pytest pytest-timeout pyte ray==2.60.0
+	.venv-ray/bin/python -m pytest tests/pipeline/test_launchers.py -k ray -rs
 
 coverage: install-dev  ## the tests, with the coverage of stages and pipeline
 	$(BIN)/pytest -n 2 --dist worksteal -m "not alone" --cov --cov-report=term --cov-fail-under=90

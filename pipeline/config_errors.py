@@ -10,6 +10,9 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from pipeline.schema import sentence
 
+PLUGINS = ("hydra/launcher", "hydra/sweeper")
+EXTRAS = ("joblib", "submitit", "ray", "optuna")
+
 
 def config_sentence(error: Exception) -> str:
     """One sentence for what Hydra or OmegaConf found wrong with the config."""
@@ -32,6 +35,9 @@ def _missing(error: MissingConfigException) -> str:
     """`place=foo is not known; allowed are …` from Hydra's several lines."""
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
     options = [option for option in error.options or [] if option != "schema"]
+    if group in PLUGINS and name.partition("_")[0] in EXTRAS:
+        extra = name.partition("_")[0]
+        return f"{group}={name} is not installed: pip install 'moesaic[{extra}]' brings it."
     if group and options:
         return f"{group}={name} is not known; allowed are {', '.join(sorted(options))}."
     return " ".join(str(error).split())
