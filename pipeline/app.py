@@ -16,9 +16,10 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from pipeline import attached, sweep
-from pipeline.config_errors import config_sentence
+from pipeline.config_errors import config_sentence, flags_first, yaml_sentence
 from pipeline.lifecycle import Terminated, ending_raises
 from pipeline.points import Point
 from pipeline.progress import json_lines
@@ -37,10 +38,10 @@ def run(arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through, and the last line can be one sentence
     code, cause = 1, ""
     before = sys.argv
-    sys.argv = ["moesaic run", *arguments]
     failures.clear()
     sweep.launching()
     try:
+        sys.argv = ["moesaic run", *flags_first(arguments)]
         register()
         followed = attached.follow(arguments)
         if followed is not None:
@@ -48,6 +49,8 @@ def run(arguments: list[str]) -> int:
         with ending_raises():
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(point)()
         code = max((getattr(error, "exit_code", 1) for error in failures), default=0)
+        if _alone:
+            raise _alone.pop()
         if ended := sweep.close():
             code, cause = ended.exit_code, ended.cause
             view_without_run(arguments).comparison(ended.comparison, ended.run_id, ended.directory)
@@ -63,6 +66,8 @@ def run(arguments: list[str]) -> int:
         cause = str(error)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
+    except YAMLError as error:
+        code, cause = BadInput.exit_code, yaml_sentence(error)
     except (KeyboardInterrupt, OSError) as error:
         cause = sentence_of(error)
     except Exception as error:  # a bug, or a library's: where it happened, then what
@@ -81,6 +86,8 @@ def run(arguments: list[str]) -> int:
 
 failures: list[Exception] = []
 """Of the points that ran in this process."""
+_alone: list[Exception] = []
+"""Of a run that is no point: raised again where Hydra does not add to it."""
 
 
 def point(config: DictConfig) -> Any:
@@ -97,9 +104,7 @@ def point(config: DictConfig) -> Any:
         with at_work() if swept and not sweep.launches() else nullcontext():
             summary = _run(config, Point.of(Path(runtime.sweep.dir), runtime.job.num) if swept else None)
     except Exception as error:
-        if not swept:
-            raise
-        failures.append(error)
+        (failures if swept else _alone).append(error)
         return None
     searches = swept and runtime.sweeper.get("_target_") != BASIC_SWEEPER
     return objectives(summary, sweep_options(config).objectives) if searches else None

@@ -13,6 +13,7 @@ from stages.errors import MoesaicError, sentence_of
 if TYPE_CHECKING:
     from pipeline.store import Store
 
+MAX_PORT = 65535
 ENGINES = ("sglang", "vllm", "trtllm", "ascend", "omni")
 
 
@@ -80,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(command=_export)
 
     ui = commands.add_parser("ui", help="the MLflow UI on the tracking store, on this machine alone")
-    ui.add_argument("--port", type=int, default=5000)
+    ui.add_argument("--port", type=_port, default=5000)
     ui.set_defaults(command=_ui)
 
     doctor = commands.add_parser("doctor", help="what this machine can run, what is missing, and how to get it")
@@ -119,7 +120,15 @@ def _completion(options: argparse.Namespace) -> int:
     return 0
 
 
+def _port(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= MAX_PORT:
+        raise argparse.ArgumentTypeError(f"{text} is no port: give a number from 1 to {MAX_PORT}")
+    return int(text)
+
+
 def _count(text: str) -> int:
+    if not text.lstrip("-").isdigit():
+        raise argparse.ArgumentTypeError(f"{text} is no whole number")
     value = int(text)
     if not 1 <= value <= 1000:
         raise argparse.ArgumentTypeError(f"{value} is not between 1 and 1000")

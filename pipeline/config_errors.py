@@ -3,19 +3,60 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
-from hydra.errors import ConfigCompositionException, MissingConfigException
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from pipeline.schema import sentence
+from stages.errors import BadInput
 
 PLUGINS = ("hydra/launcher", "hydra/sweeper")
 EXTRAS = ("joblib", "submitit", "ray", "optuna")
 
 
+WITH_VALUE = {
+    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info",
+    "-i", "--experimental-rerun",
+}  # fmt: skip
+
+
+def flags_first(arguments: list[str]) -> list[str]:
+    """Hydra's command line with its flags before the overrides: it takes no flag between two of them. Raises `BadInput`
+    for an override without a key."""
+    flags, overrides = [], []
+    rest = iter(arguments)
+    for word in rest:
+        if word.startswith("="):
+            raise BadInput(f"{word} is no override: write key=value, as in seed=1.")
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        flags.append(word)
+        if word in WITH_VALUE and (value := next(rest, None)) is not None:
+            flags.append(value)
+    return [*flags, *overrides]
+
+
+def yaml_sentence(error: YAMLError) -> str:
+    """Where a config file is no YAML, and why."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+    place = f"{mark.name}, line {mark.line + 1}" if mark else "A config file"
+    return f"{place} is no YAML: {problem}."
+
+
 def config_sentence(error: Exception) -> str:
     """One sentence for what Hydra or OmegaConf found wrong with the config."""
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override} cannot be read as an override: write key=value (seed=1), group=choice (model=tiny), "
+            "+key=value or ~key, and quote values with spaces, commas or brackets."
+        )
+    if ambiguous := re.match(r"Ambiguous value for argument '([^=]+)=(.*)'", str(error)):
+        key, values = ambiguous.groups()
+        return f"{key}={values} names several values: give -m to sweep over them, or {key}=[{values}] for a list."
     if isinstance(error, MissingConfigException):
         return _missing(error)
     if isinstance(error, OmegaConfBaseException):

@@ -7,6 +7,7 @@ dataclass, which also runs the dataclass's own checks.
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -165,6 +166,8 @@ def sentence(error: OmegaConfBaseException, prefix: str = "") -> str:
         if text.endswith(f"could not be converted to {kind}"):
             value: str = text.split("'")[1]
             return f"{key}={value} is wrong: {words} is expected."
+    if no_bool := re.match(r"Value '(.*)' is not a valid bool", text):
+        return f"{key}={no_bool[1]} is wrong: true or false is expected."
     if "is not a ListConfig" in text:
         return f"{key} is wrong: a list is expected, like [first,second]."
     if "not in" in text and dataclasses.is_dataclass(error.object_type):

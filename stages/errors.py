@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +19,18 @@ class MoesaicError(Exception):
         self.result = result
 
 
+ADVICE = {
+    errno.ENOTDIR: "a part of that path is a file: choose another folder",
+    errno.EEXIST: "something of that name is there: choose another one",
+    errno.EACCES: "choose a place that you may write to, or ask for the right to",
+    errno.EPERM: "choose a place that you may write to, or ask for the right to",
+    errno.EROFS: "that disk cannot be written to: choose a place on another one",
+    errno.ENOSPC: "make room there, or choose another disk; the same command then continues",
+    errno.EDQUOT: "your share of that disk is used up: make room, and the same command continues",
+}
+"""What a user can do about errors of the system."""
+
+
 def sentence_of(error: BaseException) -> str:
     """What went wrong, as one line for a person: the message of an error of ours, else the kind and the first line."""
     if isinstance(error, MoesaicError):
@@ -25,7 +38,8 @@ def sentence_of(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted: the stages that finished are kept, and the same command continues after them."
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        told = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        return f"{told} ({ADVICE[error.errno]})" if error.errno in ADVICE else told
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
