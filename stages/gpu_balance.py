@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages import paths
+from stages.balance import balancedness_per_layer
 
 Floats = npt.NDArray[np.float64]
 
@@ -21,6 +22,18 @@ class GpuBalance:
     before: Floats
     after: Floats
     bound: Floats
+
+    @property
+    def least_even(self) -> int:
+        """The layer of the least balancedness after."""
+        return int(balancedness_per_layer(self.after).argmin())
+
+    def of_layer(self, layer: int) -> tuple[Floats, Floats, float]:
+        """Loads before and after, of as many GPUs as ever take part, and the bound: all over the mean load after."""
+        mean = float(self.after[layer].mean()) or 1.0
+        gpus = max(self.before.shape[1], self.after.shape[1])
+        before, after = (np.pad(m[layer], (0, gpus - m.shape[1])) / mean for m in (self.before, self.after))
+        return before, after, float(self.bound[layer]) / mean
 
 
 def write_gpu_balance(folder: Path, balance: GpuBalance) -> tuple[str, ...]:

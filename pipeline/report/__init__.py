@@ -19,6 +19,7 @@ def leave_report(
 ) -> None:
     """`write_report`, with a word to `say` where it cannot be: a run is what its stages left, and no fault of the report
     ends it."""
+    (directory / paths.REPORT).unlink(missing_ok=True)  # it would show an earlier run, should this one have none
     try:
         write_report(directory, summary, config, overrides)
     except Exception as error:
@@ -31,7 +32,6 @@ def write_report(directory: Path, summary: Summary, config: DictConfig, override
     from pipeline.report.page import page
 
     file = directory / paths.REPORT
-    file.unlink(missing_ok=True)  # it would show an earlier run, should this one have none
     shown = OmegaConf.masked_copy(config, [str(name) for name in config if name not in ("pipeline", "hydra")])
     plain = OmegaConf.to_container(shown, resolve=True)
     assert isinstance(plain, dict)

@@ -40,10 +40,10 @@ def around_mean(title: str, most: float) -> Scale:
         return np.round((np.clip(place, -1, 1) + 1) / 2 * TOP).astype(np.uint8)
 
     place = np.linspace(-1, 1, TOP + 1)
-    ends = [(0.0, f"{factor(2**-doublings)} or less"), (0.5, "1×"), (1.0, factor(2**doublings))]
+    ends = [(0.0, f"≤ {factor(2**-doublings)}"), (0.5, "1×"), (1.0, factor(2**doublings))]
     if most > 2**MOST_DOUBLINGS * 1.001:
-        ends[-1] = (1.0, f"{factor(2**doublings)} or more")
-    between = [(at, factor(2.0**n)) for n in (-1, 1) if 0.3 < (at := 0.5 + n / doublings / 2) < 0.8]
+        ends[-1] = (1.0, f"≥ {factor(2**doublings)}")
+    between = [(at, factor(2.0**n)) for n in (-1, 1) if 0.25 < (at := 0.5 + n / doublings / 2) < 0.8]
     return Scale(
         title, _faded(np.abs(place), np.where(place[:, None] < 0, BLUE, ORANGE)), sorted([*ends, *between]), levels
     )

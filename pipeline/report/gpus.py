@@ -36,11 +36,8 @@ def heat_maps(balance: GpuBalance, gpus_per_node: int) -> Html:
 
 def per_gpu(balance: GpuBalance, gpus_per_node: int) -> Html:
     """The layer that is least even after, GPU by GPU."""
-    worst = int(balancedness_per_layer(balance.after).argmin())
-    mean = float(balance.after[worst].mean()) or 1.0
-    gpus = max(balance.before.shape[1], balance.after.shape[1])
-    before, after = (np.pad(m[worst], (0, gpus - m.shape[1])) / mean for m in (balance.before, balance.after))
-    bound = float(balance.bound[worst]) / mean
+    worst = balance.least_even
+    before, after, bound = balance.of_layer(worst)
     shown = bars(
         join(
             f"MoE layer {worst}, the least even one after: ", named("before", "was"), ", ", named("after", "now"),

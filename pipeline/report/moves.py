@@ -79,7 +79,7 @@ def predicted(found: Mapping[str, Any] | None, execution: Execution) -> Html:
             )
         )
     if "seconds" in foretold:
-        rows.append(("predicted", foretold["seconds"], seconds(foretold["seconds"]), "was"))
+        rows.append(("predicted by the plan", foretold["seconds"], seconds(foretold["seconds"]), "was"))
     rows.append(("measured", took, seconds(took), "now"))
     lines = [lying(rows)]
     if foretold.get("seconds") and took:
@@ -103,7 +103,7 @@ def bytes_said(planned: list[int], execution: Execution) -> str:
         return f"Every rank received the bytes that were planned: {bytes_text(sum(counted))} in all, {bytes_text(max(counted, default=0))} the busiest."
     differ = [rank for rank, pair in enumerate(zip(planned, counted, strict=False)) if pair[0] != pair[1]]
     why = (
-        f" {count(execution.first, 'batch').replace('batchs', 'batches')} of it had been committed by an earlier run."
+        f" {execution.first} {'batch' if execution.first == 1 else 'batches'} had been committed by an earlier run."
         if execution.first
         else ""
     )

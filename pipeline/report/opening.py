@@ -48,12 +48,12 @@ def asked_rows(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     forced = f"; made anew: {', '.join(map(str, run['force']))}" if run.get("force") else ""
     return [
         ("Model", _listed(_of(model, "name"), _counted(model, "layers", "MoE layer"), _counted(model, "experts", "expert"), _scale(model))),
-        ("Loads", _listed(_of(collect, "source"), *_named(collect, *SOURCES.get(str(_of(collect, "source")), ("path",)), "label", "window"))),
+        ("Loads", _listed(*_loads(collect), *_named(collect, "label", "window"))),
         ("GPUs", _listed(_gpus(topology), _of(topology, "name"), speed)),
         ("Placement", _listed(_of(place, "algorithm"), _counted(place, "redundant_experts", "redundant expert", "a layer"), *_named(
             place, "path", "current", "target_balancedness", "max_moved_bytes", "max_moved_slots", "ranks", "lost_ranks"))),
         ("Plan", _listed(_of(plan, "policy"))),
-        ("Update", _listed(_of(update, "executor"), *_named(update, "backend", "weights", "staging_mib"))),
+        ("Update", _listed(_of(update, "executor"), *_named(update, "backend", "weights"), _staging(update))),
         ("Stages", stages + forced if run or group else ""),
     ]  # fmt: skip
 
@@ -81,7 +81,7 @@ def tiles(material: Material) -> Html | None:
     if before is not None and after is not None and worst is not None:
         gap = get("place.optimality_gap")
         room = f"; at most {gap:.2%} above the bound" if gap is not None else ""
-        shown.append(("Balancedness", f"{before:.3f} → {after:.3f}", f"1 is perfect; worst layer {worst:.3f}{room}"))
+        shown.append(("Balancedness", f"{before:.4f} → {after:.4f}", f"1 is perfect; worst layer {worst:.4f}{room}"))
     if (moved := get("place.moved_slots")) is not None:
         shown.append(("Slots that change GPU", f"{moved:,.0f}", "an expert that its GPU did not hold"))
     if (nbytes := get("plan.moved_bytes")) is not None:
@@ -138,4 +138,16 @@ def _counted(group: Any, key: str, what: str, more: str = "") -> str | None:
 
 def _scale(model: Any) -> str | None:
     scale = _of(model, "scale")
-    return f"tensors scaled to {scale:g}" if isinstance(scale, int | float) and scale != 1 else None
+    return f"tensors scaled to {scale:.3%}" if isinstance(scale, int | float) and scale != 1 else None
+
+
+def _loads(collect: Any) -> list[str]:
+    """The source, and what says which it is."""
+    source = str(_of(collect, "source") or "")
+    known = _named(collect, *SOURCES.get(source, ("path",)))
+    return known if source == "sample" else [source, *known]
+
+
+def _staging(update: Any) -> str | None:
+    mib = _of(update, "staging_mib")
+    return f"staging {mib:g} MiB" if isinstance(mib, int | float) else None

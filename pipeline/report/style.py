@@ -24,10 +24,10 @@ pre{background:var(--page);border:1px solid var(--line);border-radius:6px;paddin
 pre.command{white-space:pre-wrap;overflow-wrap:anywhere}code{overflow-wrap:anywhere}
 .banner{border-radius:8px;padding:10px 14px;background:var(--finebg)}
 .banner.good{background:var(--goodbg);color:var(--good)}.banner.bad{background:var(--badbg);color:var(--bad)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(158px,1fr));gap:10px;margin:12px 0}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:10px;margin:12px 0}
 .tile{border:1px solid var(--line);border-radius:8px;padding:10px 12px}
 .tile span,.tile small{display:block;color:var(--soft);font-size:12.5px;line-height:1.35}
-.tile strong{display:block;font-size:20px;line-height:1.35;font-weight:650;white-space:nowrap}
+.tile strong{display:block;font-size:19px;line-height:1.35;font-weight:650;white-space:nowrap}
 .scroll{overflow-x:auto;margin:8px 0}table{border-collapse:collapse;font-size:13.5px;min-width:100%}
 th{color:var(--soft);font-weight:500;text-align:left;white-space:nowrap}td,th{padding:4px 14px 4px 0;border-bottom:1px solid var(--rule);vertical-align:top}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}thead tr:has(th:empty:first-child):has(th:empty:last-child){display:none}
@@ -64,6 +64,6 @@ b.was,span.was{color:var(--soft)}b.now,span.now{color:var(--now)}b.hot,span.hot{
 .track{background:var(--rule);border-radius:3px}.bar{display:block;height:16px;border-radius:3px;min-width:2px;background:var(--now)}
 .bar.was{background:var(--was)}.bar.limit{background:var(--limit)}.lying .n{font-variant-numeric:tabular-nums}
 .picture{width:100%;height:auto;border-radius:6px;background:#fff}
-@media (max-width:520px){dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:6px}section{padding:12px}header,nav,main{padding-left:10px;padding-right:10px}.tile strong{font-size:18px}.lying{font-size:12.5px}}
+@media (max-width:520px){dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:6px}section{padding:12px}header,nav,main{padding-left:10px;padding-right:10px}.tile strong{font-size:18px}.tile:first-child{grid-column:1/-1}.lying{font-size:12.5px}}
 @media print{body{background:#fff}section{break-inside:avoid}}
 """

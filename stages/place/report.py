@@ -79,7 +79,7 @@ class Judgement:
         drawn = {
             "gpu_load": figures.side_by_side(
                 _relative(self.balance.before), _relative(self.balance.after), (f"Before: balancedness {_mean(self.balance.before)}", f"After: balancedness {_mean(self.balance.after)}"),
-                x="GPU", y="MoE layer", unit="GPU load / mean of its layer",
+                x="GPU", y="MoE layer", unit="GPU load / mean of its layer", bars=_worst(self.balance),
             ),
         }  # fmt: skip
         if replicas.max() > 1:
@@ -168,6 +168,14 @@ def note(judgement: Judgement, headline: str, metrics: dict[str, float]) -> str:
     return (
         "\n".join([*lines, *(f"- {line}" for line in judgement.search.lines())] if judgement.search else lines) + "\n"
     )
+
+
+def _worst(balance: GpuBalance) -> figures.Bars:
+    """The layer that is least even after, GPU by GPU, against its bound."""
+    layer = balance.least_even
+    before, after, bound = balance.of_layer(layer)
+    title = f"MoE layer {layer}, the least even after, and what the fullest GPU of no placement can beat"
+    return figures.Bars({"before": before, "after": after}, ("bound", bound), title, "GPU", "load / mean")
 
 
 def _mean(gpu: Floats) -> str:
