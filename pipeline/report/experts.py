@@ -30,19 +30,20 @@ def skew(load: LoadStats) -> Html:
         f"load on average, where {share(busiest / load.experts)} would be even; the busiest of all gets "
         f"{factor(float(ranked[worst, 0]))} the mean of its layer ({worst})."
     )
+    taken = np.concatenate([np.zeros((load.layers, 1)), np.cumsum(ranked, axis=1) / load.experts], axis=1)
     ordered = curves(
         join(
-            "Experts from the busiest to the idlest: ", named("mean of layers", "now"), ", ",
-            named(f"the most skewed layer, {worst}", "hot"), ", and an ", named("even", "limit"), " load",
+            "Share of the load that the busiest experts take: in ", named(f"the most skewed layer, {worst}", "hot"), ", in the ",
+            named("mean of layers", "now"), ", and if all were ", named("even", "limit"),
         ),
         [
-            Series(ranked.mean(axis=0), "now", "mean"),
-            Series(ranked[worst], "hot", f"layer {worst}"),
-            Series(np.ones(load.experts), "limit", "even"),
+            Series(taken[worst], "hot", f"layer {worst}"),
+            Series(taken.mean(axis=0), "now", "mean"),
+            Series(np.linspace(0, 1, load.experts + 1), "limit", "even"),
         ],
         "experts, the busiest first",
-        "load / mean",
-        factor,
+        "of a layer's load",
+        "{:.0%}".format,
         spoken=said,
     )  # fmt: skip
     every = heat_map(

@@ -100,4 +100,6 @@ def gap(balance: GpuBalance) -> float:
 
 def against(value: float, bound: float) -> str:
     over = value / bound - 1 if bound > 0 else 0.0
-    return f"the bound is {factor(bound)}" + (", which it reaches" if over < 5e-5 else f", {over:.2%} less")
+    return f"the bound is {factor(bound)}" + (
+        ", which is reached" if over < 5e-5 else f", and after is {over:.2%} above it"
+    )

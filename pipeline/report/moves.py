@@ -86,9 +86,13 @@ def predicted(found: Mapping[str, Any] | None, execution: Execution) -> Html:
         off = foretold["seconds"] / took - 1
         much = f"{abs(off):.0%} too {'much' if off > 0 else 'little'}" if abs(off) >= 0.005 else "right"
         lines.append(
-            tag("p", f"The prediction is {much}. It is as good as the links that the topology gives; "
-                "`moesaic doctor --calibrate` measures those of a machine.")
-        )  # fmt: skip
+            tag(
+                "p",
+                f"The prediction is {much}. It is as good as the links that the topology gives; ",
+                tag("code", "moesaic doctor --calibrate"),
+                " measures those of a machine.",
+            )
+        )
     planned = ((found or {}).get("recv") or {}).get("bytes_of_gpu")
     if planned is not None:
         lines.append(tag("p", bytes_said(planned, execution)))

@@ -85,8 +85,9 @@ def tiles(material: Material) -> Html | None:
     if (moved := get("place.moved_slots")) is not None:
         shown.append(("Slots that change GPU", f"{moved:,.0f}", "an expert that its GPU did not hold"))
     if (nbytes := get("plan.moved_bytes")) is not None:
-        cross = get("plan.cross_node_bytes") or 0
-        shown.append(("Moved", bytes_text(nbytes), f"{bytes_text(cross)} of the traffic crosses between nodes"))
+        cross = get("plan.cross_node_bytes")
+        crossing = f"{bytes_text(cross)} of the traffic crosses between nodes" if cross is not None else ""
+        shown.append(("Moved", bytes_text(nbytes), crossing))
     predicted, took = get("plan.predicted_seconds"), get("update.update_seconds")
     if took is not None:
         shown.append(("Update", seconds(took), f"predicted {seconds(predicted)}" if predicted is not None else ""))

@@ -74,8 +74,7 @@ def page(material: Material) -> Html:
     )
     run_id = (material.summary.run_id or "")[:8]
     top = tag("header", tag("h1", title), tag("p", f"moesaic report of run {run_id}, {material.origin.written}"))
-    nav = tag("nav", *(tag("a", section.title, href=f"#{section.id}") for section, _ in found))
     sections = (tag("section", tag("h2", section.title), body, id=section.id) for section, body in found)
     return without_credentials(
-        "<!DOCTYPE html>\n" + tag("html", head, tag("body", top, nav, tag("main", *sections)), lang="en") + "\n"
+        "<!DOCTYPE html>\n" + tag("html", head, tag("body", top, tag("main", *sections)), lang="en") + "\n"
     )

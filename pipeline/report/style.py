@@ -11,11 +11,10 @@ CSS = """
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-header,nav,main{max-width:1080px;margin:0 auto;padding:0 16px}
+header,main{max-width:1080px;margin:0 auto;padding:0 16px}
 header{padding-top:24px}h1{font-size:26px;line-height:1.2;margin:0;overflow-wrap:anywhere}header p{color:var(--soft);margin:4px 0 0}
 h2{font-size:18px;margin:0 0 10px}h3{font-size:15px;margin:16px 0 6px}
 p{margin:8px 0;overflow-wrap:anywhere}ul{margin:8px 0;padding-left:22px}li{overflow-wrap:anywhere}
-nav{display:flex;flex-wrap:wrap;gap:4px 14px;padding-top:10px;font-size:13px}nav a{color:var(--now);text-decoration:none}
 section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px;margin:14px 0}
 dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:4px 14px;margin:8px 0}
 dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
@@ -27,7 +26,7 @@ pre.command{white-space:pre-wrap;overflow-wrap:anywhere}code{overflow-wrap:anywh
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:10px;margin:12px 0}
 .tile{border:1px solid var(--line);border-radius:8px;padding:10px 12px}
 .tile span,.tile small{display:block;color:var(--soft);font-size:12.5px;line-height:1.35}
-.tile strong{display:block;font-size:19px;line-height:1.35;font-weight:650;white-space:nowrap}
+.tile strong{display:block;font-size:18px;line-height:1.35;font-weight:650;white-space:nowrap}
 .scroll{overflow-x:auto;margin:8px 0}table{border-collapse:collapse;font-size:13.5px;min-width:100%}
 th{color:var(--soft);font-weight:500;text-align:left;white-space:nowrap}td,th{padding:4px 14px 4px 0;border-bottom:1px solid var(--rule);vertical-align:top}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}thead tr:has(th:empty:first-child):has(th:empty:last-child){display:none}
@@ -64,6 +63,6 @@ b.was,span.was{color:var(--soft)}b.now,span.now{color:var(--now)}b.hot,span.hot{
 .track{background:var(--rule);border-radius:3px}.bar{display:block;height:16px;border-radius:3px;min-width:2px;background:var(--now)}
 .bar.was{background:var(--was)}.bar.limit{background:var(--limit)}.lying .n{font-variant-numeric:tabular-nums}
 .picture{width:100%;height:auto;border-radius:6px;background:#fff}
-@media (max-width:520px){dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:6px}section{padding:12px}header,nav,main{padding-left:10px;padding-right:10px}.tile strong{font-size:18px}.tile:first-child{grid-column:1/-1}.lying{font-size:12.5px}}
+@media (max-width:520px){dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:6px}section{padding:12px}header,main{padding-left:10px;padding-right:10px}.tile:first-child{grid-column:1/-1}.lying{font-size:12.5px}}
 @media print{body{background:#fff}section{break-inside:avoid}}
 """

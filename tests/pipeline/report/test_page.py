@@ -64,7 +64,7 @@ def test_a_whole_run_has_every_section_in_order(whole: Material) -> None:
     check_alone(html)
     found = parse(html.removeprefix("<!DOCTYPE html>\n"))
     assert titles(found) == ALL
-    assert [link.text for link in found.one("nav").all("a")] == ALL
+    assert not found.all("a")  # the sandbox of MLflow's preview follows none, not even within the page
     assert found.one("meta", name="viewport").attributes["content"].startswith("width=device-width")
     assert "prefers-color-scheme:dark" in found.one("style").text
     assert [section.title for section in SECTIONS if section.title != "More figures"] == ALL
