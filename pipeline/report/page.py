@@ -54,7 +54,7 @@ SECTIONS = (
     Section("predicted", "Predicted and measured", lambda m: moves.predicted(m.traffic, m.execution) if m.execution else None),
     Section("verdict", "Checksum verdict", lambda m: proof.verdict(m.verdict) if m.verdict else None),
     Section("engines", "Balance as each engine measures it", lambda m: gpus.engines(m.balance) if m.balance else None),
-    Section("figures", "More figures", provenance.pictures),
+    Section("figures", "What else the stages found", provenance.others),
     Section("provenance", "Provenance", provenance.provenance),
 )  # fmt: skip
 

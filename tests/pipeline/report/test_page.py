@@ -67,7 +67,7 @@ def test_a_whole_run_has_every_section_in_order(whole: Material) -> None:
     assert not found.all("a")  # the sandbox of MLflow's preview follows none, not even within the page
     assert found.one("meta", name="viewport").attributes["content"].startswith("width=device-width")
     assert "prefers-color-scheme:dark" in found.one("style").text
-    assert [section.title for section in SECTIONS if section.title != "More figures"] == ALL
+    assert [section.title for section in SECTIONS if section.title != "What else the stages found"] == ALL
     banner = section(found, "What was found").one(role="status")
     assert banner.text == "✓ Verified: every byte is where it belongs."
     tiles = [tile.text for tile in found.all(class_="tile")]
@@ -248,6 +248,7 @@ def test_what_is_held_after_an_end_before_its_time() -> None:
         ({"place": {"algorithm": "eplb", "redundant_experts": 1, "current": "contiguous", "max_moved_slots": None}}, "Placement",
          "eplb · 1 redundant expert a layer · current contiguous"),
         ({"run": {"first": None, "last": "plan", "force": ["plan"]}}, "Stages", "the first to plan; made anew: plan"),
+        ({"topology": {"name": "2x4", "nodes": 2, "gpus_per_node": 2}}, "GPUs", "2 × 2 GPUs"),
         ({"run": {"only": "place"}}, "Stages", "place to place"),
         ({"make": {"count": 3}}, "Stages", "all"),
     ],
