@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.report.gpus import engines
 from pipeline.report.material import Material, Origin
-from pipeline.report.moves import bytes_said, held
+from pipeline.report.moves import bytes_said, held, off_by
 from pipeline.report.opening import asked_rows
 from pipeline.report.page import POLICY, SECTIONS, page
 from pipeline.summary import StageState, Summary
@@ -80,6 +80,7 @@ def test_a_whole_run_has_every_section_in_order(whole: Material) -> None:
     assert rows[0] == ["collect", "✓ ran", "1.5 s", "first run", "abababab"]
     predicted = section(found, "Predicted and measured").text
     assert "The prediction is 100% too much" in predicted
+    assert "moesaic doctor --calibrate" in section(found, "Predicted and measured").one("code").text
     assert "Every rank received the bytes that were planned" in predicted
     assert len(section(found, "GPU load before and after").all("image")) == 2
     assert "d" * 64 in section(found, "Provenance").all("table")[0].text
@@ -226,6 +227,20 @@ def test_gpus_that_join_are_drawn_beside_those_that_were_there(whole: Material) 
 def test_bytes_are_held_against_the_plan(whole: Material, planned: list[int], first: int, said: str) -> None:
     assert whole.execution is not None
     assert bytes_said(planned, replace(whole.execution, received_bytes=[5, 7], first=first)) == said
+
+
+@pytest.mark.parametrize(
+    ("foretold", "said"),
+    [
+        (1.0, "right"),
+        (1.2, "20% too much"),
+        (0.6, "40% too little"),
+        (3.0, "3 times too much"),
+        (0.01, "100 times too little"),
+    ],
+)
+def test_a_prediction_is_off_in_words(foretold: float, said: str) -> None:
+    assert off_by(foretold, 1.0) == said
 
 
 def test_what_is_held_after_an_end_before_its_time() -> None:
