@@ -11,7 +11,7 @@ from pipeline.report.material import Material
 from pipeline.report.units import metric, seconds
 from stages import paths
 
-DRAWN = {"gpu_load", "gpu_bars", "replicas", "expert_load", "skew", "traffic", "layers", "timeline", "predicted"}
+DRAWN = {"gpu_load", "replicas", "expert_load", "skew", "traffic", "layers", "timeline"}
 """Figures that the report draws itself."""
 KNOWN = {paths.LOAD, paths.PLACEMENT, paths.TRAFFIC, paths.EXECUTION, paths.VERDICT}
 """Files of stages that the report has sections about."""

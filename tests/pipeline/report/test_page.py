@@ -16,7 +16,9 @@ from pipeline.report.opening import asked_rows
 from pipeline.report.page import POLICY, SECTIONS, page
 from pipeline.summary import StageState, Summary
 from stages.balance import engine_metrics
+from stages.gpu_balance import GpuBalance
 from stages.holdings import Holdings
+from stages.load import LoadStats
 from tests.pipeline.report.made import leave
 from tests.pipeline.report.parsed import Node, parse
 
@@ -183,6 +185,23 @@ def test_deepseek_v3_on_32_ranks_with_every_stage_is_small(tmp_path: Path) -> No
     html = page(material)
     check_alone(html)
     assert len(html.encode()) < 1_500_000
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_the_smallest_model_makes_a_page(tmp_path: Path, gpus: int) -> None:
+    material = leave(tmp_path, layers=1, experts=1, nodes=1, gpus_per_node=gpus, slots=gpus, batches=1)
+    html = page(material)
+    check_alone(html)
+    assert titles(parse(html.removeprefix("<!DOCTYPE html>\n"))) == ALL
+
+
+def test_loads_of_nothing_make_a_page(whole: Material) -> None:
+    assert whole.balance is not None
+    assert whole.load is not None
+    nothing = GpuBalance(*(0 * values for values in (whole.balance.before, whole.balance.after, whole.balance.bound)))
+    html = page(replace(whole, balance=nothing, load=LoadStats(0 * whole.load.logical_count)))
+    check_alone(html)
+    assert not re.search(r"\b(nan|inf)\b", parse(html.removeprefix("<!DOCTYPE html>\n")).text)
 
 
 def test_thousands_of_gpus_make_a_page(tmp_path: Path) -> None:
