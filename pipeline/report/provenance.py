@@ -38,6 +38,7 @@ def provenance(material: Material) -> Html:
     return join(
         tag("dl", *(join(tag("dt", name), tag("dd", said)) for name, said in facts if said)),
         digests(material),
+        tag("p", f"Not shown, as it could not be read: {'; '.join(material.unread)}.") if material.unread else None,
         *stages,
         folded("All numbers", numbers(material)),
         folded("Config, with all defaults", tag("pre", origin.config)) if origin.config else None,

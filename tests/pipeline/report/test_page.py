@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from pipeline.report.gpus import engines
-from pipeline.report.material import Material, Origin
+from pipeline.report.material import Material, Origin, gather
 from pipeline.report.moves import bytes_said, held, off_by
 from pipeline.report.opening import asked_rows
-from pipeline.report.page import POLICY, SECTIONS, page
+from pipeline.report.page import POLICY, SECTIONS, UNMADE, page
 from pipeline.summary import StageState, Summary
 from stages.balance import engine_metrics
 from stages.gpu_balance import GpuBalance
 from stages.holdings import Holdings
 from stages.load import LoadStats
-from tests.pipeline.report.made import leave
+from tests.pipeline.report.made import STAGES, leave
 from tests.pipeline.report.parsed import Node, parse
 
 ALL = [
@@ -39,7 +39,8 @@ def section(found: Node, name: str) -> Node:
 
 
 def check_alone(html: str) -> None:
-    """Nothing on the page is loaded from elsewhere, and nothing runs."""
+    """Nothing on the page is loaded from elsewhere, nothing runs, and every section could be made."""
+    assert UNMADE not in html
     found = parse(html.removeprefix("<!DOCTYPE html>\n"))
     names = {node.name for node in found.all()}
     assert not names & NOT_LOADED
@@ -185,6 +186,28 @@ def test_deepseek_v3_on_32_ranks_with_every_stage_is_small(tmp_path: Path) -> No
     html = page(material)
     check_alone(html)
     assert len(html.encode()) < 1_500_000
+
+
+def test_a_file_of_another_kind_under_a_known_name_costs_its_section_alone(tmp_path: Path) -> None:
+    leave(tmp_path)
+    (tmp_path / "update" / "trace.json").write_text('{"spans": []}')
+    (tmp_path / "plan" / "traffic.json").write_text("[1]")
+    states = {name: StageState("ran", "", key=f"{name}-key") for name in STAGES}
+    html = page(gather(tmp_path, Summary(None, states, "done"), Origin({})))
+    found = parse(html.removeprefix("<!DOCTYPE html>\n"))
+    assert [name for name in ALL if name not in titles(found)] == ["The update over time"]
+    assert "Not shown, as it could not be read: update/trace.json: KeyError" in section(found, "Provenance").text
+    assert section(found, "Traffic between GPUs").text.startswith(f"Traffic between GPUs{UNMADE}: ")
+    assert "All 1,000 checksums" in section(found, "Checksum verdict").text
+
+
+def test_an_update_that_stopped_says_what_is_held(tmp_path: Path) -> None:
+    material = leave(tmp_path, upto="plan", status="failed", cause="rank 1 died")
+    stopped = replace(material, holdings=Holdings(9, [3, 3], [], [], [[0]]))
+    found = parse(page(stopped).removeprefix("<!DOCTYPE html>\n"))
+    shown = section(found, "The update over time").text
+    assert "3 of 9 batches were committed" in shown
+    assert "Every logical expert is held somewhere." in shown
 
 
 @pytest.mark.parametrize("gpus", [1, 2])
