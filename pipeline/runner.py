@@ -21,6 +21,7 @@ from pipeline.lifecycle import Terminated, birth_tags, ending_raises, heartbeat,
 from pipeline.points import Point, identity
 from pipeline.progress.telling import Telling, forget, noted
 from pipeline.progress.view import Lines, View
+from pipeline.report import leave_report
 from pipeline.schema import Root, check, resolved, stage_config, tracking_options
 from pipeline.store import Store, remove, tracking_uri
 from pipeline.summary import StageState, Summary, write_summary
@@ -120,6 +121,7 @@ def _recorded(request: Request, store: Store, root: Root, summary: Summary, iden
                     write_summary(request.directory, summary)
                     if exit_code:
                         store.tag(run_id, {"exit_code": str(exit_code)})
+                    leave_report(request.directory, summary, request.config, request.overrides, request.view.remark)
                     record.finish_run(store, summary, request.directory, status)
 
 

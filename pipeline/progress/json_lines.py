@@ -43,6 +43,9 @@ class JsonLines:
     def ended(self, name: str, state: StageState) -> None:
         self._say("stage", stage=name, **asdict(state))
 
+    def remark(self, line: str) -> None:
+        self._say("remark", text=line)
+
     def point(self, number: int, overrides: list[str]) -> None:
         self._point = number
         self._say("point", overrides=overrides)

@@ -33,6 +33,9 @@ class View(Protocol):
     def ended(self, name: str, state: StageState) -> None:
         """A stage that ran has ended, well or not."""
 
+    def remark(self, line: str) -> None:
+        """A sentence about the run that is no error."""
+
     def point(self, number: int, overrides: list[str]) -> None:
         """A point of a sweep comes next."""
 
@@ -68,6 +71,9 @@ class Lines:
     def progress(self, reading: Reading) -> None: ...
 
     def ended(self, name: str, state: StageState) -> None: ...
+
+    def remark(self, line: str) -> None:
+        self.say(line)
 
     def point(self, number: int, overrides: list[str]) -> None: ...
 
