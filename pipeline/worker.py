@@ -3,6 +3,7 @@ is at. Workers of a pool would wait for more, or for somebody who reads their an
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 LOOK_SECONDS = 1.0
+KNOWN = (None, "fork", "spawn", "forkserver")
 
 _launched_by = os.getppid()
 _at_work = threading.RLock()
@@ -20,6 +22,8 @@ _watching: list[threading.Thread] = []
 def at_work() -> Iterator[None]:
     """Within the block this process runs a point."""
     if not _watching:
+        if multiprocessing.get_start_method(allow_none=True) not in KNOWN:  # joblib's own, which the ranks of an update
+            multiprocessing.set_start_method(None, force=True)  # would be told to use, and do not know
         _watching.append(threading.Thread(target=_end_with_launcher, daemon=True, name="moesaic-launcher"))
         _watching[0].start()
     with _at_work:

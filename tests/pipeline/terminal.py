@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import termios
 import time
@@ -31,6 +32,7 @@ class Terminal:
         if self.pid == 0:
             try:
                 os.chdir(folder)
+                signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where a shell started the tests behind it
                 os.execvpe(command[0], command, variables)
             finally:
                 os._exit(127)
