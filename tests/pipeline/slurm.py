@@ -76,7 +76,10 @@ def one_node(folder: Path) -> Iterator[dict[str, str]]:
         stack.enter_context(_daemon(folder, "slurmctld", "-D", "-i", "-f", str(config)))
         stack.enter_context(_daemon(folder, "slurmd", "-D", "-N", host, "-f", str(config)))
         _wait_until_idle({**os.environ, **environment}, folder)
-        yield environment
+        try:
+            yield environment
+        finally:
+            _wait_until_left({**os.environ, **environment})
 
 
 @contextmanager
@@ -109,6 +112,17 @@ def _wait_until_idle(environment: dict[str, str], folder: Path) -> None:
         time.sleep(0.2)
     logs = [(folder / f"{name}.out").read_text(errors="replace")[-600:] for name in ("munged", "slurmctld", "slurmd")]
     raise RuntimeError(f"Slurm did not start ({done.stdout.strip()} {done.stderr.strip()}): {' | '.join(logs)}")
+
+
+def _wait_until_left(environment: dict[str, str]) -> None:
+    """Until no job is left, ended or not: without its daemons what serves a job's last step would wait for them."""
+    subprocess.run(["scancel", f"--user={getpass.getuser()}"], env=environment, capture_output=True, check=False)
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        done = subprocess.run(["squeue", "--noheader"], env=environment, capture_output=True, text=True, check=False)
+        if done.returncode == 0 and not done.stdout.strip():
+            return
+        time.sleep(0.2)
 
 
 def _found(program: str) -> str | None:
