@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from stages.errors import MoesaicError
+from stages.staging import Budget
 from stages.update.config import UpdateOptions, UpdateStageConfig
 from stages.update.exchange import Traffic
 from stages.update.failures import tidy
@@ -20,7 +21,7 @@ from stages.update.moved import Event
 from stages.update.p2p import PointToPoint
 from stages.update.program import Program
 from stages.update.rank import Rank
-from stages.update.staging import Budget, Staging
+from stages.update.staging import Staging
 from stages.update.truth import Sums
 
 Slots = Sequence[Sequence[torch.Tensor]]
