@@ -1,11 +1,13 @@
 """Write the generated tables of the docs anew, after a change of the config: python -m tests.docs.tables
 
 A page marks where a table goes, and which: `<!-- table: config place -->` … `<!-- end -->`. Keys, types and defaults
-come from the schema, meanings from its docstrings, choices from the first comment of their files in `conf`.
+come from the schema, meanings from its docstrings, choices from the first comment of their files in `conf`, commands from
+their parsers.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import inspect
 import json
@@ -21,6 +23,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from pipeline.cli import _parser
 from pipeline.declaration import StageDeclaration
 from pipeline.schema import CONF, ROOT_GROUPS, _stage_groups, register
 from stages.model import ModelSpec, TensorSpec
@@ -182,11 +185,36 @@ def _stages(_: str) -> tuple[Row, list[Row]]:
     return ("stage", "question", "takes", "makes"), rows
 
 
+def _commands(_: str) -> tuple[Row, list[Row]]:
+    """A row for each command, and for each of its arguments."""
+    commands = next(a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+    told = {choice.dest: choice.help or "" for choice in commands._choices_actions}
+    rows: list[Row] = []
+    for name, parser in commands.choices.items():
+        rows.append((f"**`moesaic {name}`**", "", told[name]))
+        for action in parser._actions:
+            if isinstance(action, argparse._HelpAction):
+                continue
+            value = "" if action.nargs == 0 else action.metavar or action.dest.upper()
+            if action.choices is not None:
+                value = "|".join(map(str, action.choices))
+            words = f"{', '.join(action.option_strings)} {value}".strip()
+            needed = " (needed)" if action.required and action.option_strings else ""
+            default = (
+                ""
+                if action.default in (None, False) or "default" in (action.help or "")
+                else f"default: {action.default}"
+            )
+            rows.append(("", f"`{words}`", f"{action.help or default}{needed}"))
+    return ("command", "argument", "what it is"), rows
+
+
 KINDS: dict[str, Callable[[str], tuple[Row, list[Row]]]] = {
     "config": _config,
     "choices": _choices,
     "models": _models,
     "stages": _stages,
+    "commands": _commands,
 }
 
 if __name__ == "__main__":

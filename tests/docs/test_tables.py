@@ -25,7 +25,7 @@ def test_every_group_of_keys_and_of_choices_has_a_table() -> None:
     there = [table for page in PAGES for table in tables_of(page.read_text(encoding="utf-8"))]
     choices = {folder.name for folder in CONF.iterdir() if len(list(folder.glob("*.yaml"))) > 1} - {"model", "pipeline"}
     wanted = {*(f"config {group}" for group in groups()), *(f"choices {group}" for group in choices)}
-    assert (wanted | {"models", "stages"}) - set(there) == set()
+    assert (wanted | {"models", "stages", "commands"}) - set(there) == set()
     assert len(there) == len(set(there))
 
 
