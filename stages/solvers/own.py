@@ -52,7 +52,7 @@ def policy_of(algorithm: str, experts: int, slots: int, topology: Topology) -> C
         raise BadInput(f"{name} cannot be imported: {error}.") from error
 
     def solve(load: npt.NDArray[Any]) -> ExpertMap:
-        found = np.asarray(policy(np.asarray(load, dtype=np.float64), slots, topology))
+        found = np.asarray(policy(np.array(load, dtype=np.float64), slots, topology))
         if found.shape != (len(load), slots) or found.dtype.kind not in "iu":
             raise BadInput(
                 f"{name} returns {found.dtype} of shape {list(found.shape)}; whole numbers of shape "

@@ -20,7 +20,7 @@ import yaml
 
 from stages.errors import BadInput
 from tests.docs.pages import PAGES, ROOT, Block, blocks
-from tests.docs.shell import Shell, reason_not_to_run, take_apart
+from tests.docs.shell import NOT_RUN, Shell, reason_not_to_run, take_apart
 from tests.pipeline.test_cli import _quiet_logging  # noqa: F401
 
 WITH_COMMANDS = [
@@ -121,3 +121,14 @@ def test_lines_are_looked_for_in_order() -> None:
     said = "place    cached  (run 0a1b2c3d)\nplan  runs (first run)\n"
     assert missing(["place cached (run ffffffff)", "plan runs (first run)"], said) == []
     assert missing(["plan runs (first run)", "place cached (run ffffffff)"], said) == ["place cached (run ffffffff)"]
+
+
+def test_what_is_not_run_has_a_reason_that_holds() -> None:
+    def commands(page: Path) -> list[str]:
+        return [c for b in blocks(page.read_text(encoding="utf-8")) if b.language == "console" for c in b.commands]
+
+    said = [command for page in PAGES for command in commands(page)]
+    for pattern, why in NOT_RUN.items():
+        assert any(re.match(pattern, command) for command in said), f"{pattern}: no page has it any more"
+        if "README" in why:
+            assert any(re.match(pattern, command) for command in commands(ROOT / "README.md")), pattern

@@ -44,6 +44,20 @@ def test_it_sees_the_loads_the_slots_and_the_topology(module: Path, tmp_path: Pa
     run(tmp_path, COUNTS, topology=(2, 2), algorithm=write(module, f"{told}\n    {ROLL}"), redundant_experts=3)
 
 
+def test_it_may_write_into_the_loads_that_it_gets(module: Path, tmp_path: Path) -> None:
+    kept, _ = run(tmp_path, COUNTS, algorithm=write(module, ROLL), load="last")
+    module = module.with_name(f"{module.stem}_b.py")
+    spoilt, _ = run(tmp_path, COUNTS, algorithm=write(module, f"load[:] = 0.0\n    {ROLL}"), load="last")
+    seconds = {"solve_seconds": 0.0}
+    assert {**kept.metrics, **seconds} == {**spoilt.metrics, **seconds}
+
+
+def test_it_places_on_the_ranks_that_are_left(module: Path, tmp_path: Path) -> None:
+    told = f"assert topology.ranks == 2\n    {ROLL}"
+    _, placement = run(tmp_path, COUNTS, topology=(2, 2), algorithm=write(module, told), ranks=2)
+    assert placement.deployed.shape == (3, 12)
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
