@@ -46,6 +46,14 @@ def tables_of(text: str) -> list[str]:
     return [found["what"] for found in MARKED.finditer(text)]
 
 
+def missing() -> set[str]:
+    """Tables that no page has: of the keys of a group, or of its choices where it has several."""
+    there = {table for page in PAGES for table in tables_of(page.read_text(encoding="utf-8"))}
+    choices = {folder.name for folder in CONF.iterdir() if len(list(folder.glob("*.yaml"))) > 1} - {"model", "pipeline"}
+    wanted = {*(f"config {group}" for group in groups()), *(f"choices {group}" for group in choices)}
+    return wanted - there | {"models", "stages", "commands"} - there
+
+
 @cache
 def groups() -> dict[str, type[Any]]:
     """Every config group with a schema."""
@@ -224,3 +232,5 @@ if __name__ == "__main__":
         if after != before:
             page.write_text(after, encoding="utf-8")
             print(f"Written: {page.relative_to(ROOT)}")
+    for table in sorted(missing()):
+        print(f"No page has the table of {table}: where it shall be, write <!-- table: {table} --> and <!-- end -->.")
