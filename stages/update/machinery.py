@@ -25,8 +25,8 @@ from stages.update.staging import Staging
 from stages.update.truth import Sums
 
 Slots = Sequence[Sequence[torch.Tensor]]
-NO_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
-"""What torch says on a CPU, and on a GPU."""
+NO_MEMORY = re.compile("can't allocate memory|out of memory|ncclMemAlloc failed", re.IGNORECASE)
+"""What torch says on a CPU, on a GPU, and of memory that NCCL knows."""
 
 
 @dataclass(frozen=True)
