@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 import json
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -228,7 +229,10 @@ KINDS: dict[str, Callable[[str], tuple[Row, list[Row]]]] = {
 if __name__ == "__main__":
     for page in PAGES:
         before = page.read_text(encoding="utf-8")
-        after = written(before)
+        try:
+            after = written(before)
+        except ValueError as error:
+            sys.exit(f"{page.relative_to(ROOT)}: {error}")
         if after != before:
             page.write_text(after, encoding="utf-8")
             print(f"Written: {page.relative_to(ROOT)}")
