@@ -18,6 +18,8 @@ import numpy.typing as npt
 from stages.topology import Floats, Link, Topology
 from stages.transfers import Ints, Kind, TransferPlan
 
+IN_FLIGHT = 2
+"""Batches of the pipelined executor at once: one on its way while the one before is checked and committed."""
 COPIES = {Kind.same_gpu: 2, Kind.free_rider: 1}
 """Copies of an expert within its rank, through staging; one for all others."""
 
@@ -52,29 +54,44 @@ def predict_reference(
 def predict_pipelined(plan: TransferPlan, batch: Ints, phase: Ints, topology: Topology, tensors: int) -> Prediction:
     """The pipelined executor. `batch`, `phase` [N]: the batch of each row, and in which of its groups a hop goes.
 
-    The network of a batch overlaps what is done with the one before: hashing what arrived, and copying it into the
-    slots. Where `device.batch_message_us` is known the messages are queued beforehand, and go out at full speed.
+    The network of a batch overlaps what is done with the ones before: hashing what arrived, and copying it into the
+    slots. Where `device.batch_message_us` is known a GPU does all that: messages are queued beforehand and go out at
+    full speed, and hashing, copying and packing overlap each other too.
     """
     batches = int(batch.max(initial=-1)) + 1
     order = np.lexsort((phase, batch))
     plan, batch, phase = plan.select(order), batch[order], phase[order]
     device, crossing = topology.device, plan.network
+    queued = device.batch_message_us is not None
     groups = batch * (phase.max(initial=0) + 1) + phase
     nothing = np.zeros((batches, topology.ranks))
     done = _finish(
         plan.select(crossing), batch[crossing], groups[crossing], topology, tensors,
-        _latencies(topology, device.batch_message_us), nothing, barrier=True, curved=device.batch_message_us is None,
+        _latencies(topology, device.batch_message_us), nothing, barrier=True, curved=not queued,
     )  # fmt: skip
     moving = np.diff(done, prepend=0.0) + device.batch_us * 1e-6
     packed = _per_rank(batch[crossing], plan.src_rank[crossing], plan.bytes[crossing], batches, topology.ranks)
     hashed = _per_rank(batch[crossing], plan.dst_rank[crossing], plan.bytes[crossing], batches, topology.ranks)
-    local = _copy_seconds(plan, batch, batches, topology)
-    local += packed / (device.copy_gb_per_s * 1e9) + hashed / (device.checksum_gb_per_s * 1e9)
-    beside = local.max(axis=1, initial=0.0)
-    parts = np.maximum(moving, np.concatenate([[0.0], beside[:-1]])) if batches else moving
-    if batches:
-        parts[-1] += beside[-1]
-    return Prediction("pipelined", float(parts.sum()), parts)
+    packing, hashing = packed / (device.copy_gb_per_s * 1e9), hashed / (device.checksum_gb_per_s * 1e9)
+    copying = _copy_seconds(plan, batch, batches, topology, in_place=queued)
+    if queued:
+        done = _overlapped([moving, hashing.max(axis=1, initial=0.0), copying.max(axis=1, initial=0.0)])
+    else:
+        done = _overlapped([moving, (packing + hashing + copying).max(axis=1, initial=0.0)])
+    return Prediction("pipelined", float(done.max(initial=0.0)), np.diff(done, prepend=0.0))
+
+
+def _overlapped(steps: list[Floats]) -> Floats:
+    """[B]: when each batch is through all `steps` (seconds [B] of each), which do one batch at a time; a batch sets out
+    when the one `IN_FLIGHT` before it is through."""
+    through = np.zeros(len(steps[0]))
+    at = [0.0] * len(steps)
+    for b, seconds in enumerate(zip(*(step.tolist() for step in steps), strict=True)):
+        clock = float(through[b - IN_FLIGHT]) if b >= IN_FLIGHT else 0.0
+        for n, needs in enumerate(seconds):
+            clock = at[n] = max(clock, at[n]) + needs
+        through[b] = clock
+    return through
 
 
 def link_seconds(plan: TransferPlan, topology: Topology) -> dict[str, Floats]:
@@ -149,12 +166,13 @@ def _curve(link: Link, curved: bool) -> tuple[Floats, Floats]:
     return sizes, sizes / (link.gb_per_s * 1e9 * fractions)
 
 
-def _copy_seconds(plan: TransferPlan, part: Ints, parts: int, topology: Topology) -> Floats:
-    """[parts, R]: copying what a part brings into the slots."""
+def _copy_seconds(plan: TransferPlan, part: Ints, parts: int, topology: Topology, *, in_place: bool = False) -> Floats:
+    """[parts, R]: copying what a part brings into the slots; `in_place`: without detours within a rank."""
     lands = plan.dst_slot >= 0
     copies = np.ones(len(plan), dtype=np.int64)
-    for kind, count in COPIES.items():
-        copies[plan.kind == kind] = count
+    if not in_place:
+        for kind, count in COPIES.items():
+            copies[plan.kind == kind] = count
     moved = _per_rank(part[lands], plan.dst_rank[lands], (plan.bytes * copies)[lands], parts, topology.ranks)
     return moved / (topology.device.copy_gb_per_s * 1e9)
 

@@ -26,7 +26,7 @@ from stages.update.rank import Rank
 from stages.update.weights import allocate
 
 MIB = 1 << 20
-TRIES = 4
+TRIES = 6
 """The first brings up what later ones use."""
 
 
@@ -42,10 +42,10 @@ class Probe:
 
 PROBES = {
     "reference": (
-        Probe(8, 24, (4 * MIB, 4 * MIB)),
+        Probe(12, 20, (2 * MIB, 2 * MIB, 2 * MIB, MIB // 16, MIB // 16)),
+        Probe(6, 96, (3 * MIB, MIB)),
         Probe(4, 128, (MIB, MIB, MIB, MIB)),
-        Probe(8, 24, (2 * MIB, 2 * MIB, 2 * MIB, MIB // 16, MIB // 16)),
-        Probe(6, 16, (20 * MIB, 12 * MIB)),
+        Probe(8, 48, (4 * MIB, 4 * MIB)),
     ),
     "pipelined": (
         Probe(16, 24, (4 * MIB, 4 * MIB)),

@@ -90,11 +90,11 @@ def test_batches_overlap_what_is_done_with_the_one_before() -> None:
     one = predict_pipelined(plan, np.array([0, 0]), np.zeros(2, dtype=np.int64), topology(device=device), 1)
     assert one.parts == pytest.approx([2.1 + 1.2])
     two = predict_pipelined(plan, np.array([0, 1]), np.zeros(2, dtype=np.int64), topology(device=device), 1)
-    assert two.parts == pytest.approx([1.1, 1.1 + 0.6])
+    assert two.parts == pytest.approx([1.1 + 0.6, 1.1])
     assert two.seconds == pytest.approx(2.8)
     queued = Device(10.0, 2.0, batch_us=1e5, batch_message_us=2e5)
     two = predict_pipelined(plan, np.array([0, 1]), np.zeros(2, dtype=np.int64), topology(device=queued), 3)
-    assert two.parts == pytest.approx([1.7, 1.7 + 0.6])
+    assert two.parts == pytest.approx([1.7 + 0.6, 1.7])
     nothing = plan.select(np.zeros(2, dtype=np.bool_))
     empty = np.zeros(0, dtype=np.int64)
     assert predict_pipelined(nothing, empty, empty, topology(), 1).seconds == 0
