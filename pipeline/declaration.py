@@ -15,11 +15,15 @@ from stages.errors import BadInput
 
 @dataclass
 class StageDeclaration:
-    """`target`: the stage function. `config`: the config groups it is given. `inputs`: name -> `stage/file`.
+    """One stage.
 
-    `outputs`: files that other stages may take. `followers`: a module for ranks that another launcher started; it
-    has `is_attached`, `is_leader`, `follow` and `release`. `calibration`: a module that measures what predictions
-    need of this machine; it has `calibrate`.
+    target:      dotted path of the stage function
+    config:      the config groups it is given
+    inputs:      name -> stage/file, an output of an earlier stage
+    outputs:     files that other stages may take
+    followers:   a module for ranks that another launcher started; it has `is_attached`, `is_leader`, `follow` and
+                 `release`
+    calibration: a module that measures what predictions need of this machine; it has `calibrate`
     """
 
     target: str
@@ -32,14 +36,24 @@ class StageDeclaration:
 
 @dataclass
 class PipelineOptions:
-    """`stages`: name -> the fields of a `StageDeclaration`, checked by `pipeline.schema`."""
+    """What there is to run; `pipeline.schema` checks the fields of each stage.
+
+    stages: name -> declaration of a stage, in the order in which they run
+    """
 
     stages: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class RunOptions:
-    """`first` and `last` are inclusive; `only` is both at once; `force` names stages that run even if cached."""
+    """Which stages run.
+
+    first:   the first stage to run; those before it are taken from their checkpoints
+    last:    the last stage to run
+    only:    first and last at once
+    force:   stages that run even if there is a checkpoint, like [place,plan]
+    dry_run: says which stages would run and why, and runs none
+    """
 
     first: str | None = None
     last: str | None = None
@@ -50,9 +64,12 @@ class RunOptions:
 
 @dataclass
 class SweepOptions:
-    """`resume`: what the points of an interrupted sweep are for: `auto` continues the last sweep of the same command in
-    the same folder if it was interrupted, `never` begins anew, and the id of a sweep's run continues that one, also if
-    it had ended. `objectives`: metrics (`stage.name`) that a sweeper which searches is told."""
+    """How a sweep goes on, and what a sweeper that searches is told.
+
+    resume:     auto continues the last sweep of the same command in the same folder if it was interrupted, never begins
+                anew, the id of a sweep's run continues that one, also if it had ended
+    objectives: metrics (stage.name) that a sweeper which searches, like Optuna, looks at
+    """
 
     resume: str = "auto"
     objectives: list[str] = field(default_factory=lambda: ["place.balancedness"])

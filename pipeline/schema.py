@@ -36,9 +36,12 @@ CONF = Path(conf.__file__).parent
 
 @dataclass
 class TrackingOptions:
-    """`uri`: null takes MLFLOW_TRACKING_URI, or outputs/mlflow.db in the current folder.
+    """Where runs are recorded.
 
-    `artifact_location`: null puts artifacts beside a local database, and leaves the choice to a server.
+    uri:               the store; null takes MLFLOW_TRACKING_URI, or outputs/mlflow.db in the current folder
+    experiment:        the MLflow experiment of the runs
+    artifact_location: where artifacts go; null puts them beside a local database, and leaves the choice to a server
+    heartbeat_seconds: how often a run says that it is alive; one that has not for long is marked as orphan by a later start
     """
 
     uri: str | None = None

@@ -39,11 +39,18 @@ class TensorSpec:
 
 @dataclass
 class ModelSpec:
-    """`layers` (L) counts MoE layers. `layers` and `experts` (E) may be null: then the loads decide (`custom`).
+    """A model, as far as the pipeline needs to know it.
 
-    `first_moe_layer` and `dense_layers` (dense layers after it) number the layers as the engine does.
-    `scale` shrinks the first dimension of every tensor, so that a laptop can hold the weights.
-    `moe_time_fraction`: the share of a step that the busiest GPU's expert load decides, where all have the same to do.
+    name:              for people
+    layers:            MoE layers (L); null: the loads decide
+    experts:           logical experts in each of them (E); null: the loads decide
+    num_groups:        groups of experts that routing is limited to
+    top_k:             experts that each token goes to
+    first_moe_layer:   the engine's number of the first MoE layer
+    dense_layers:      the engine's numbers of dense layers after it
+    scale:             shrinks the first dimension of every tensor, so that a laptop can hold the weights
+    moe_time_fraction: the share of a step that the busiest GPU's expert load decides, where all have the same to do
+    tensors:           the tensors of one expert, like [{name: w2_weight, shape: [64, 32], dtype: bfloat16}]
     """
 
     name: str = "custom"

@@ -17,11 +17,13 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass
 class Link:
-    """One direction of one link: `gb_per_s` in 10^9 bytes a second, `latency_us` in microseconds a message.
+    """One direction of one link.
 
-    `curve`: [bytes, fraction] pairs in ascending order: what goes out at once reaches that fraction of `gb_per_s` when
-    it is that large. Between two pairs the time is interpolated; less than the first takes as long as the first, and
-    what is beyond the last goes at full speed. Without a curve every size has the full speed.
+    gb_per_s:   10^9 bytes a second
+    latency_us: microseconds a message
+    curve:      [bytes, fraction] pairs in ascending order: what goes out at once reaches that fraction of `gb_per_s`
+                when it is that large. Between two pairs the time is interpolated; less than the first takes as long as
+                the first, and what is beyond the last goes at full speed. Without a curve every size has the full speed
     """
 
     gb_per_s: float = 1.0
@@ -65,9 +67,12 @@ def _is_pair(point: object) -> bool:
 
 @dataclass
 class Links:
-    """`within_node`: each GPU to its node's fast fabric; `between_nodes`: each GPU to the network.
+    """The links of a topology.
 
-    `node_gb_per_s`: what all GPUs of a node together get into the network, and out of it; null: the sum of theirs.
+    within_node:   each GPU to its node's fast fabric
+    between_nodes: each GPU to the network
+    node_gb_per_s: 10^9 bytes a second that all GPUs of a node together get into the network, and out of it; null: the
+                   sum of theirs
     """
 
     within_node: Link = field(default_factory=lambda: Link(350.0, 10.0))
@@ -79,11 +84,13 @@ class Links:
 class Device:
     """What a rank does besides sending, for predictions.
 
-    copy_gb_per_s, checksum_gb_per_s: bytes copied, or hashed, in a second
-    layer_us: a layer of the reference executor, whatever moves in it
-    batch_us: a batch of the pipelined executor, whatever moves in it: launches, the vote
-    layer_message_us, batch_message_us: a message of either executor (one tensor of one expert) beside its bytes; null:
-        the latency of its link
+    copy_gb_per_s:     10^9 bytes copied in a second
+    checksum_gb_per_s: 10^9 bytes hashed in a second
+    layer_us:          a layer of the reference executor, whatever moves in it
+    batch_us:          a batch of the pipelined executor, whatever moves in it: launches, the vote
+    layer_message_us:  a message of the reference executor (one tensor of one expert) beside its bytes; null: the latency
+                       of its link
+    batch_message_us:  the same of the pipelined executor
     """
 
     copy_gb_per_s: float = 5.0
@@ -96,9 +103,15 @@ class Device:
 
 @dataclass
 class Topology:
-    """`nodes` groups of `gpus_per_node` GPUs that share a fast link; rank r is on node r // gpus_per_node.
+    """Groups of GPUs that share a fast link; rank r is on node r // gpus_per_node.
 
-    `rails`: GPU i of a node reaches GPU i of the others best (a switch for each i), so that crossings keep to them.
+    name:          for people
+    nodes:         groups of GPUs that share a fast link
+    gpus_per_node: GPUs (ranks) in each of them
+    gpus_per_host: GPUs of one host, where a node spans several; null: a node is a host
+    rails:         GPU i of a node reaches GPU i of the others best (a switch for each i), so that crossings keep to them
+    links:         how fast the links are
+    device:        what a rank does besides sending
     """
 
     name: str = "2x4"

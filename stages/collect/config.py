@@ -38,17 +38,23 @@ class CollectOptions:
     sample:       which sample: gpt_oss_20b, or layers 0, 7 and 15 of olmoe or mixtral
     on_bad:       what to do about bad rows of a file: error, drop them, or repair them (put in what the layer's good
                   rows say)
-    distribution: of the popularity of synthetic experts: lognormal (`sigma`) or zipf (`exponent`)
-    windows, tokens: how many synthetic windows, and tokens in each (every one goes to `model.top_k` experts)
+    distribution: of the popularity of synthetic experts: lognormal or zipf
+    exponent:     with zipf, the n-th most popular expert gets 1 / n^exponent of what the first one gets
+    sigma:        with lognormal, the standard deviation of the logarithm of the popularity
+    windows:      how many synthetic windows
+    tokens:       tokens in each of them; every one goes to `model.top_k` experts
     tokens_per_second: how fast the deployment is where all its GPUs have the same to do, for `replay`
     drift:        how much the popularity moves from window to window: 0 not at all, 1 to wherever
-    model, text:  the folder of a Hugging Face model, and the text files that it reads
-    batch, length: sequences in a batch (one batch is a row), and tokens in each
+    model:        the folder of a Hugging Face model
+    text:         the text file that it reads, or a list of them
+    batch:        sequences in a batch; one batch is a row
+    length:       tokens in a sequence
     max_tokens:   reads no more of the text than this
     device:       runs the model on cuda or cpu, or auto
     url:          of the SGLang server
-    seconds, requests: how long to record, or for how many requests (which a server with --enable-metrics counts); where
-                  both are given, whichever comes first
+    seconds:      how long to record
+    requests:     for how many requests to record, which a server with --enable-metrics counts; where both are given,
+                  whichever comes first
     timeout:      seconds after which a server that does not answer is given up
     """
 

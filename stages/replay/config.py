@@ -19,9 +19,11 @@ RULES = ("never", "once", "every", "threshold", "pays_back", "always")
 class ReplayOptions:
     """When to place anew, before a window is served and from the windows before it.
 
-    rules:           never; once; every `every` windows; threshold: after a window with a balancedness below
-                     `threshold`; pays_back: where the seconds that it would have saved over the last `payback_windows`
-                     windows are more than those that the move takes; always
+    rules:           which to compare: never; once; every so many windows; below a threshold; pays_back, where the
+                     seconds that it would have saved are more than those that the move takes; always
+    every:           rule every: windows from one placement to the next
+    threshold:       rule threshold: places anew after a window with a balancedness below this
+    payback_windows: rule pays_back: the last windows over which the seconds saved are added up
     history:         how many of the last windows count, each as `place.load` says; null for all
     """
 

@@ -15,7 +15,7 @@ def key_of(options: PlaceOptions, model: ModelSpec, topology: Topology, seed: in
     place: dict[str, Any] = {"algorithm": options.algorithm, "current": options.current_name}
     if options.algorithm != "file":
         place["redundant_experts"] = options.redundant_experts
-    place |= options.load_rule if options.algorithm in ("eplb", "local_search") else {}
+    place |= options.load_rule if options.algorithm not in ("file", "contiguous") else {}
     place |= {"min_gain": options.min_gain} if options.min_gain else {}
     if options.resizes:
         place |= {"ranks": options.ranks, "current_ranks": options.current_ranks, "lost": options.lost_ranks}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.errors import BadInput
+from stages.solvers.own import is_own, source_of
 
 ALGORITHMS = ("contiguous", "eplb", "file", "local_search")
 CONTIGUOUS, LOADS = "contiguous", "loads"
@@ -25,7 +26,8 @@ SEARCH_ONLY = {
 class PlaceOptions:
     """`null` leaves an option out.
 
-    algorithm:           local_search (the best balance found), eplb (DeepSeek's), contiguous, or file
+    algorithm:           local_search (the best balance found), eplb (DeepSeek's), contiguous, file, or a function of
+                         your own as module.function
     path:                the placement, for `file`
     redundant_experts:   slots beyond the experts, rounded up so that slots divide over the ranks; a file brings its own
     redundancy:          those slots are `per_layer`, or a `total` spent on the layers where they help most, or as many
@@ -36,16 +38,21 @@ class PlaceOptions:
     current_ranks:       GPUs that the current placement is on, the first so many; null: all of the topology
     lost_ranks:          of those, the ones whose weights are gone. Where the current placement had more GPUs than the
                          topology, the others are numbered anew, in order; else new GPUs stand in their places
-    load:                what windows count: all alike (mean), the last, a quantile of each expert's (load_quantile), or
-                         the later the more (ewma: the weight of a window halves every load_half_life windows)
+    load:                what windows count: all alike (mean), the last, a quantile of each expert's, or the later the
+                         more (ewma)
+    load_quantile:       the quantile that counts with load=quantile, 0 to 1
+    load_half_life:      with load=ewma, the weight of a window halves every so many windows
     objective:           balance (the best under the caps on moved bytes or slots, if there are any) or movement (the
                          least that reaches target_balancedness); null: movement exactly where there is a target
+    target_balancedness: the balancedness to reach with the least movement, 0 to 1
+    max_moved_bytes:     the most bytes that ranks may receive for the new placement
+    max_moved_slots:     the most slots whose expert their rank does not hold yet
     min_gain:            a layer whose balancedness would gain less keeps its current placement
     relabel:             which rank gets which share of a new placement is chosen so that little moves; null: in
                          local_search alone
     locality:            node_groups keeps each expert group of the model (model.num_groups) within one node
-    seconds, max_steps:  when the search ends at the latest: time for all layers, and attempts in each; without
-                         max_steps it ends where attempts no longer help
+    seconds:             when the search ends at the latest, for all layers together
+    max_steps:           attempts in each layer; null: the search ends where attempts no longer help
     """
 
     algorithm: str = "local_search"
@@ -75,7 +82,7 @@ class PlaceOptions:
             ("objective", (*OBJECTIVES, None)),
         ):  # fmt: skip
             value = getattr(self, key)
-            if value not in allowed:
+            if value not in allowed and not (key == "algorithm" and is_own(value)):
                 names = ", ".join(sorted(str(name) for name in allowed if name))
                 raise BadInput(f"place.{key}={value} is not known; allowed are {names}.")
         if self.algorithm == "file" and not self.path:
@@ -134,6 +141,8 @@ class PlaceOptions:
     def files(self) -> dict[str, Path]:
         """The files that are read, by the key that names each."""
         files: dict[str, Path] = {}
+        if is_own(self.algorithm):
+            files["place.algorithm"] = source_of(self.algorithm)
         if self.algorithm == "file" and self.path:
             files["place.path"] = Path(self.path)
         if self.current_file:

@@ -17,6 +17,7 @@ from stages.solvers.given import current_file_or_loads, current_map, placement_f
 from stages.solvers.local_search import Found, balance_from_scratch, local_search, may_stay
 from stages.solvers.movement import relabelled
 from stages.solvers.options import PlaceOptions
+from stages.solvers.own import is_own, policy_of
 from stages.solvers.problem import Problem
 from stages.solvers.slots import (
     MORE,
@@ -119,6 +120,8 @@ def solver_of(options: PlaceOptions, model: ModelSpec, topology: Topology, seed:
                 f"model.num_groups={model.num_groups} does not divide the {experts} experts of the loads evenly."
             )
         computed = _eplb(int(slots[0]), model.num_groups, topology)
+    elif is_own(options.algorithm):
+        computed = policy_of(options.algorithm, experts, int(slots[0]), topology)
     else:
         from stages.solvers.kernels import ready
 

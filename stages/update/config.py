@@ -33,15 +33,18 @@ class UpdateOptions:
     """How the plan is carried out, and on what.
 
     executor:        what moves the weights: `pipelined` in checked batches, `reference` layer by layer
-    transport:       what carries them between GPUs of one host: `nccl`, or `peer`, by copies into the other's memory
+    transport:       what carries them between GPUs of one host: `nccl`, or `peer`, by copies into the other's memory;
+                     `auto` takes peer where the GPUs can do that
     staging_mib:     memory a rank may take beside its weights, send packing included
     verify_before_commit: hash what has arrived, and overwrite a slot only if all ranks found it right
     layers_per_step: so many layers are done before the next ones begin, so that a model waits for short moments; null: all
     retries:         how often a batch that arrived wrong is sent again
     journal:         folder for what each rank has committed, from which the same job continues after a failure; null: none
-    backend:         `auto` takes NCCL where there is a GPU for every rank, gloo otherwise
-    ranks:           `local` ranks are started on this host, `attached` ones were started by torchrun or Slurm
-    weights:         where the weights come from: the generator, or files
+    backend:         `nccl`, `gloo`, or `auto`, which takes NCCL where there is a GPU for every rank, gloo otherwise
+    ranks:           `local` ranks are started on this host, `attached` ones were started by torchrun or Slurm; `auto`
+                     takes the ones that are there
+    weights:         where the weights come from: `synthetic` (the generator), `safetensors` (a checkpoint of Hugging
+                     Face) or `shards` (what an update saved)
     weights_path:    the folder of the files: a checkpoint of Hugging Face, or shards that an update saved
     save:            `shards` leaves what every slot holds in the end as files of the run
     functional:      also show that the experts make the same of random tokens before and after

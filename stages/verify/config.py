@@ -15,10 +15,12 @@ from stages.weight_source import FROM_FILES, ExpertSource, open_source
 
 @dataclass
 class VerifyOptions:
-    """`source`: make every weight anew from where it came from and compare with that, too; it takes the most time.
+    """What is compared besides the slots with the old holders, and the replicas with each other.
 
-    `weights`, `weights_path`: where they came from, as in the config of the update. `functional`: also demand that the
-    experts make the same of random tokens as before the update.
+    source:       make every weight anew from where it came from and compare with that, too; it takes the most time
+    weights:      where the weights came from, as in the config of the update
+    weights_path: the folder that they came from, likewise
+    functional:   also demand that the experts make the same of random tokens as before the update
     """
 
     source: bool = True

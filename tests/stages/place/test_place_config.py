@@ -30,6 +30,10 @@ BASE = PlaceStageConfig(PlaceOptions(), ModelSpec(tensors=TENSORS), Topology())
             "place.algorithm=greedy is not known; allowed are contiguous, eplb, file, local_search.",
         ),
         (
+            {"algorithm": "no such.policy"},
+            "place.algorithm=no such.policy is not known; allowed are contiguous, eplb, file, local_search.",
+        ),
+        (
             {"algorithm": "file"},
             "place.algorithm=file needs place.path: a placement file (.json, .safetensors, .npy, .npz).",
         ),
