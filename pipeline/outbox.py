@@ -106,14 +106,15 @@ class Outbox:
         self.tried = None
         return len(lines)
 
-    def last_try(self) -> bool:
-        """At the end of a run: deliver what waits, however short ago the store was away. Whether nothing waits now."""
+    def last_try(self) -> str | None:
+        """At the end of a run: deliver what waits, however short ago the store was away. What stands in the way."""
         try:
             self.flush()
         except Exception as error:
             if not isinstance(error, OSError) and not is_outage(error):
                 raise
-        return not waits(self.directory)
+            return hidden(sentence_of(error))
+        return None
 
     def _deliver(self, write: Write, *, again: bool) -> str:
         known = self._with_real_ids(write)

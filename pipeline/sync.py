@@ -31,7 +31,7 @@ def sync(store: Store, what: str | None, say: Callable[[str], None]) -> None:
         folders = unfinished(store)
     waiting = [folder for folder in folders if waits(folder)]
     for folder in waiting:
-        with _claimed(folder) as free:
+        with claimed(folder) as free:
             if not free:
                 raise BadInput(f"A run is writing into {folder}: it sends what waits there itself.")
             count = _deliver(store, folder, say)
@@ -53,7 +53,7 @@ def deliver_what_waits(store: Store, folder: Path) -> bool:
     fails only if this store refuses what it is given."""
     if not waits(folder):
         return True
-    with _claimed(folder) as free:
+    with claimed(folder) as free:
         if not free:
             return False
         try:
@@ -71,8 +71,8 @@ def deliver_before(store: Store, folder: Path) -> None:
 
 def say_what_waits(store: Store, folder: Path, say: Callable[[str], None]) -> None:
     """At the end of a run: a last try, and what to do about what still waits."""
-    if store.outbox is not None and not store.outbox.last_try():
-        say(f"The tracking store is still away. Once it is back: moesaic sync {folder}")
+    if store.outbox is not None and (cause := store.outbox.last_try()):
+        say(f"The tracking store is still away ({cause}). Once it is back: moesaic sync {folder}")
 
 
 def _deliver(store: Store, folder: Path, say: Callable[[str], None]) -> int:
@@ -94,7 +94,7 @@ def _folder(run: Run) -> Path:
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[bool]:
+def claimed(folder: Path) -> Iterator[bool]:
     """Whether no run is writing into `folder`, which is ours within the block."""
     lock = FileLock(folder / RUN_LOCK, blocking=False)
     try:
