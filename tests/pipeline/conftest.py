@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,7 @@ class Toy:
         self.experiment = experiment
         self.served = served
         self.runs = 0
+        self.parent: str | None = None
         self.lines: list[str] = []
         self.reactions: dict[str, Callable[[], None]] = {}
         """What the next run sets off as soon as it says a line that begins so."""
@@ -65,7 +68,7 @@ class Toy:
         self.directory = directory or self.folder / f"run{self.runs}"
         config = OmegaConf.merge(OmegaConf.create(TOY), OmegaConf.from_dotlist(list(overrides)))
         config.tracking = {"uri": self.uri, "experiment": self.experiment, **config.tracking}
-        return run_pipeline(Request(config, self.directory, list(overrides), self.lines.append))
+        return run_pipeline(Request(config, self.directory, list(overrides), self.lines.append, parent=self.parent))
 
     def states(self, summary: Summary) -> dict[str, str]:
         return {name: stage.state for name, stage in summary.stages.items()}
@@ -156,7 +159,12 @@ def database(common: Path) -> Iterator[Postgres]:
 @pytest.fixture(scope="session")
 def server_server(common: Path, migrated: Path) -> Iterator[Server]:
     """A tracking server on SQLite that serves artifacts."""
-    with shared(common, "server", lambda: tracking_server(common, f"{SQLITE}{migrated}", "server")) as url:
+
+    def start() -> AbstractContextManager[str]:
+        file = shutil.copy(migrated, common / "server.db")
+        return tracking_server(common, f"{SQLITE}{file}", "server")
+
+    with shared(common, "server", start) as url:
         yield url, common / "server"
 
 
