@@ -13,8 +13,6 @@ from pathlib import Path
 import alembic.command  # noqa: F401
 import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401
-import mlflow.tracking._tracking_service.utils
-import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 import sqlalchemy.dialects.postgresql  # noqa: F401
 
 from pipeline.lifecycle import birth_tags

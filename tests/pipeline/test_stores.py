@@ -183,7 +183,9 @@ def test_a_password_in_config_is_refused_before_anyone_writes_it_down(
 def test_what_is_said_holds_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:p%40ssword@host")
     monkeypatch.setenv("PGPASSWORD", "another")
-    text = "http://ann:p%40ssword@host/api failed for p@ssword, another and x://a:b@c?token=1 but http://host:80/a@b stays"
+    text = (
+        "http://ann:p%40ssword@host/api failed for p@ssword, another and x://a:b@c?token=1 but http://host:80/a@b stays"
+    )
     assert (
         hidden(text)
         == "http://ann:***@host/api failed for ***, *** and x://a:***@c?token=*** but http://host:80/a@b stays"
