@@ -97,9 +97,9 @@ def reap_orphans(store: Store) -> list[str]:
     """Deliver what runs that ended without the store left for it; mark those, and their stages, as KILLED whose process
     is gone, and return their ids."""
     reaped = []
-    running = "attributes.status = 'RUNNING' and tags.`{}kind` = '{}'"
-    runs = [run for kind in ("run", "sweep") for run in store.search(running.format(TAG, kind), limit=1000)]
-    for run in runs:
+    for run in store.search("attributes.status = 'RUNNING'", limit=1000):
+        if run.data.tags.get(f"{TAG}kind") not in ("run", "sweep"):
+            continue
         directory = run.data.tags.get(f"{TAG}directory")
         if directory and not sync.deliver_what_waits(store, Path(directory)):
             continue  # another process is just doing it, or the store refuses

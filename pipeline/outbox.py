@@ -14,7 +14,8 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,16 @@ def is_outage(error: Exception) -> bool:
         return error.error_code not in OUR_FAULT
     of_requests = isinstance(error, OSError) and error.errno is None
     return of_requests or isinstance(error, SQLAlchemyError)
+
+
+@contextmanager
+def suppress_outage() -> Iterator[None]:
+    """The block ends early, without a word, if the store goes away."""
+    try:
+        yield
+    except Exception as error:
+        if not is_outage(error):
+            raise
 
 
 def waits(directory: Path) -> bool:

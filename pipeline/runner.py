@@ -18,9 +18,9 @@ from pipeline.checkpoint import Hit, Miss, look_up
 from pipeline.declaration import RunOptions, StageSpec, needed, selection
 from pipeline.keys import KeyParts, Manifest, cacheable, environment, key_parts, write_manifest
 from pipeline.lifecycle import Terminated, birth_tags, ending_raises, heartbeat, reap_orphans, signals_held
-from pipeline.outbox import RUN_LOCK, is_outage
+from pipeline.outbox import RUN_LOCK, is_outage, suppress_outage
 from pipeline.schema import Root, check, resolved, stage_config, tracking_options
-from pipeline.store import Store, remove, tracking_uri
+from pipeline.store import Store, open_store, remove
 from pipeline.summary import StageState, Summary, write_summary
 from stages import paths
 from stages.contract import Progress, StageResult, silent
@@ -32,7 +32,8 @@ INTERRUPTS = (KeyboardInterrupt, Terminated, SystemExit)
 @dataclass
 class Request:
     """What to run and where. `say` gets one line a stage; `overrides` are kept for the record; `sweep` is the folder
-    of the sweep that this is a point of."""
+    of the sweep that this is a point of, `parent` its run, and `experiment_id` where that is, so that the point can do
+    without the store."""
 
     config: DictConfig
     directory: Path
@@ -41,6 +42,7 @@ class Request:
     progress: Progress = silent
     sweep: str | None = None
     parent: str | None = None
+    experiment_id: str | None = None
 
 
 def run_pipeline(request: Request) -> Summary:
@@ -56,8 +58,9 @@ def run_pipeline(request: Request) -> Summary:
     except BadInput as error:
         _refuse(request, error)
         raise
-    store = open_store(root)
-    reap_orphans(store)
+    store = open_store(root.tracking, request.experiment_id)
+    with suppress_outage():
+        reap_orphans(store)
     summary = Summary(run_id=None)
     with _own(request.directory):
         store = store.kept_in(request.directory, request.say)
@@ -111,7 +114,7 @@ def _refuse(request: Request, error: BadInput) -> None:
     if not request.sweep:
         return
     root = Root(tracking=tracking_options(request.config))
-    store = open_store(root).kept_in(request.directory, request.say)
+    store = open_store(root.tracking, request.experiment_id).kept_in(request.directory, request.say)
     with suppress(BadInput), _recorded(request, store, root, summary):
         raise error
 
@@ -140,11 +143,6 @@ def _recorded(request: Request, store: Store, root: Root, summary: Summary) -> I
                     write_summary(request.directory, summary)
                     record.finish_run(store, summary, request.directory, status)
                     sync.say_what_waits(store, request.directory, request.say)
-
-
-def open_store(root: Root) -> Store:
-    options = root.tracking
-    return Store(tracking_uri(options.uri, options.kind), options.experiment, options.artifact_location)
 
 
 @dataclass

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+    from pipeline.schema import TrackingOptions
+
 SQLITE = addresses.SQLITE
 TAG = "moesaic."
 NOTE = "mlflow.note.content"
@@ -77,6 +79,13 @@ class Store:
                 self.experiment_id = self._experiment(artifact_location, create)
         else:
             self.experiment_id = self._experiment(artifact_location, create)
+
+    @classmethod
+    def unseen(cls, uri: str, experiment: str, experiment_id: str) -> Store:
+        """A store that is away, with an experiment that others made: it is not asked for anything yet."""
+        store = cls.__new__(cls)
+        store.uri, store.experiment, store.experiment_id, store.outbox = uri, experiment, experiment_id, None
+        return store
 
     @cached_property
     def client(self) -> MlflowClient:
@@ -245,6 +254,19 @@ class Store:
             return Path(self.client.download_artifacts(run.info.run_id, file, str(folder)))
         except (MlflowException, OSError):
             return None
+
+
+def open_store(options: TrackingOptions, experiment_id: str | None = None) -> Store:
+    """The store of the config; where the experiment is known, even if the store is away."""
+    uri = tracking_uri(options.uri, options.kind)
+    try:
+        return Store(uri, options.experiment, options.artifact_location)
+    except BadInput:
+        raise
+    except MoesaicError:
+        if experiment_id is None:
+            raise
+        return Store.unseen(uri, options.experiment, experiment_id)
 
 
 def link(source: Path, target: Path) -> None:

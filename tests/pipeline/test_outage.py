@@ -19,10 +19,12 @@ import pytest
 from pipeline import outbox
 from pipeline.cli import main
 from pipeline.outbox import waits
+from pipeline.runner import Request, run_pipeline
 from pipeline.store import SQLITE, Store
-from pipeline.summary import read_summary
+from pipeline.summary import Summary, read_summary
 from stages.errors import MoesaicError
 from tests.pipeline.conftest import Toy
+from tests.pipeline.test_cli import _quiet_logging  # noqa: F401
 from tests.pipeline.wire import Wire
 
 Switch = Callable[[bool], None]
@@ -182,6 +184,44 @@ def test_other_ways_to_bring_it_back(switch: tuple[Toy, Switch], way: str) -> No
     assert sorted((run.info.run_name, run.info.status) for run in stages) == [
         ("double", "FINISHED"), ("make", "FINISHED"), ("sum", "FINISHED"),
     ]  # fmt: skip
+
+
+def test_a_sweep_goes_on_without_its_store(
+    toy_of: Callable[[str], Toy], wire: Wire, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline import app
+
+    toy = toy_of("server")
+    wire_up(toy, wire)
+    begun: list[str] = []
+
+    def counted(request: Request) -> Summary:
+        begun.append(str(request.directory))
+        if len(begun) == 2:
+            wire.become("cut")
+        return run_pipeline(request)
+
+    monkeypatch.setattr(app, "run_pipeline", counted)
+    sweep = ["run", "-m", "model=tiny", "collect=synthetic", "topology=1x2,2x2", "place.redundant_experts=0,4"]
+    store = [f"tracking.uri={toy.uri}", f"tracking.experiment={toy.experiment}"]
+    assert main([*sweep, "run.last=place", "hydra.sweep.dir=swept", *store]) == 0
+    assert capsys.readouterr().out.splitlines()[-2].endswith(f"moesaic sync {toy.folder / 'swept'}")
+    assert not Path("swept/comparison.csv").exists()
+    wire.become("whole")
+    parent = json.loads(Path("swept/sweep.json").read_text())["run_id"]
+    assert main(["sync", parent[:10], "--tracking-uri", toy.uri, "--experiment", toy.experiment]) == 0
+    assert toy.store.run(parent).info.status == "FINISHED"
+    points = toy.store.search(f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert [point.info.status for point in points] == ["FINISHED"] * 4
+    for number in range(4):
+        summary = read_summary(Path(f"swept/{number}/summary.json"))
+        assert summary.run_id in {point.info.run_id for point in points}
+        states = [state for state in summary.stages.values() if state.state == "ran"]
+        assert {toy.store.run(str(state.run_id)).data.tags["mlflow.parentRunId"] for state in states} <= {
+            summary.run_id
+        }
+    assert toy.store.run(parent).data.metrics["points"] == 4
+    assert len(Path("swept/comparison.csv").read_text().splitlines()) == 5
 
 
 def test_a_run_that_is_killed_while_the_store_is_away(toy_of: Callable[[str], Toy], wire: Wire) -> None:
