@@ -26,6 +26,13 @@ REPEATS = 5
 POINTS, SERIES = 100_000, 20
 TINY = ["model=tiny", "collect=synthetic", "topology=1x2"]
 SWEEP = ["-m", *TINY, "run.last=plan", "place.redundant_experts=0,2,4,6", "seed=0,1", "hydra.sweep.dir=sweep"]
+DEMO = [
+    "-m",
+    "collect.label=mmlu_test",
+    "place.redundant_experts=0,8,16,32",
+    "topology=2x4,1x8",
+    "hydra.sweep.dir=sweep",
+]
 TABLES = ("tags", "params", "latest_metrics", "metrics")
 METHODS = (
     "__init__", "start", "finish", "log", "datasets", "artifacts", "artifact", "files", "run", "find", "search", "fetch",
@@ -95,14 +102,14 @@ def share(folder: Path, what: str, overrides: list[str], repeats: int) -> None:
     """Say what part of a command is tracking."""
     found = []
     for repeat in range(repeats):
-        own = folder / f"{what.split()[1]}{repeat}"
+        own = folder / f"{what.replace(' ', '_')}{repeat}"
         (own / "outputs").mkdir(parents=True)
         shutil.copy(folder / "outputs" / "empty.db", own / "outputs" / "mlflow.db")
         found.append(apart(own, overrides))
     wall = min(found, key=lambda one: one["store"][0])
     cpu = min(found, key=lambda one: one["store"][1])
     print(
-        f"{what:<34} {wall['store'][0]:6.2f} s of {wall['total'][0]:.1f} s ({wall['store'][0] / wall['total'][0]:.1%}), "
+        f"{what:<36} {wall['store'][0]:6.2f} s of {wall['total'][0]:.1f} s ({wall['store'][0] / wall['total'][0]:.1%}), "
         f"CPU {cpu['store'][1]:.2f} s; {wall['calls']} calls",
         flush=True,
     )
@@ -123,7 +130,7 @@ def points(folder: Path) -> None:
         history = store.client.get_metric_history(run, "metric_7")
         assert [(p.step, p.value) for p in history] == [(i, float(i)) for i in range(POINTS // SERIES)]
         store.client.delete_run(run)
-    print(f"{'metric points, 20 series of 5,000':<34} {max(rates):,.0f} a second, {max(cpu_rates):,.0f} a CPU second")
+    print(f"{'metric points, 20 series of 5,000':<36} {max(rates):,.0f} a second, {max(cpu_rates):,.0f} a CPU second")
 
 
 def copies(database: Path, original: str, count: int) -> None:
@@ -194,7 +201,7 @@ def many(folder: Path, counts: list[int]) -> None:
         }
         for what, act in acts.items():
             wall, cpu = best(act)
-            print(f"{f'{what}, {count:,} runs':<34} {wall * 1e3:6.0f} ms, CPU {cpu * 1e3:.0f} ms", flush=True)
+            print(f"{f'{what}, {count:,} runs':<36} {wall * 1e3:6.0f} ms, CPU {cpu * 1e3:.0f} ms", flush=True)
 
 
 def expect(found: object, kind: type[Any]) -> None:
@@ -222,7 +229,9 @@ def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 5000
     with place_to_work() as folder:
         share(folder, "a run of five stages", [*TINY, "hydra.run.dir=run"], 3)
-        share(folder, "a sweep of eight points, three stages", SWEEP, 2)
+        share(folder, "a sweep of 8 smallest points to plan", SWEEP, 2)
+        share(folder, "a sweep of 8 points, gpt-oss-20b", [*DEMO, "run.last=plan"], 1)
+        share(folder, "a sweep of 8 whole runs, gpt-oss-20b", DEMO, 1)
         points(folder)
         many(folder, [10, count])
 
