@@ -22,6 +22,7 @@ from pipeline import addresses, writes
 from pipeline.addresses import DEFAULT_STORE, POSTGRES
 from pipeline.credentials import hidden
 from pipeline.outbox import Outbox
+from pipeline.sqlite_journal import keep_journals
 from pipeline.writes import Write, deliver, local_folder
 from stages.contract import Dataset
 from stages.errors import BadInput, MoesaicError, sentence_of
@@ -91,6 +92,8 @@ class Store:
     def client(self) -> MlflowClient:
         from mlflow import MlflowClient
 
+        if self.uri.startswith(SQLITE):
+            keep_journals()
         return MlflowClient(self.uri)
 
     @contextmanager

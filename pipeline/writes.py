@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -54,7 +55,12 @@ def deliver(client: MlflowClient, write: Write, *, again: bool = False) -> str:
         return found
     with one_attempt():  # a request whose answer was lost may have made the run: it is looked for, not asked for again
         made = client.create_run(write.data["experiment"], write.at, write.data["tags"], write.data["name"])
+    _LOCATIONS.setdefault(client, {})[made.info.run_id] = local_folder(made)
     return str(made.info.run_id)
+
+
+_LOCATIONS: weakref.WeakKeyDictionary[MlflowClient, dict[str, Path | None]] = weakref.WeakKeyDictionary()
+"""Where the artifacts of the runs that a client began lie, if on this machine: it need not ask for each upload."""
 
 
 def _born(client: MlflowClient, write: Write) -> str | None:
@@ -114,7 +120,10 @@ def _files(client: MlflowClient, write: Write) -> None:
     """`data`: source, a file or a folder whose files are meant; folder, into which; protect, whether run folders will
     link to the files. Where the artifacts lie on this machine, large files are linked: they need the disk once."""
     source, folder = Path(write.data["source"]), write.data.get("folder") or ""
-    local = local_folder(client.get_run(write.run_id))
+    known = _LOCATIONS.setdefault(client, {})
+    if write.run_id not in known:
+        known[write.run_id] = local_folder(client.get_run(write.run_id))
+    local = known[write.run_id]
     if local is None:
         if source.is_dir():
             client.log_artifacts(write.run_id, str(source), folder or None)
