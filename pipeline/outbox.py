@@ -178,8 +178,8 @@ class Outbox:
         return text
 
     def _correct(self, file: Path) -> None:
-        """Put the real ids into the summary of a run that began stages while the store was away."""
-        if file.name == paths.SUMMARY:
+        """Put the real ids into the summary and report of a run that began stages while the store was away."""
+        if file.name in (paths.SUMMARY, paths.REPORT):
             before = file.read_text(encoding="utf-8")
             if (after := self._corrected(before)) != before:
                 paths.write_text(file, after)

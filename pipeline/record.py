@@ -59,7 +59,7 @@ def start_sweep(store: Store, overrides: list[str], tags: Mapping[str, str]) -> 
 
 
 def finish_run(store: Store, summary: Summary, directory: Path, status: str) -> None:
-    """Metrics of all stages, links to them, the summary, the note and the final status of a run."""
+    """Metrics of all stages, links to them, the summary, the report, the note and the final status of a run."""
     assert summary.run_id is not None
     metrics = {
         f"{stage}.{name}": value for stage, state in summary.stages.items() for name, value in state.metrics.items()
@@ -69,7 +69,9 @@ def finish_run(store: Store, summary: Summary, directory: Path, status: str) -> 
     }
     story = {"outcome": summary.status, "cause": summary.cause or "", NOTE: _run_note(store, summary)}
     store.log(summary.run_id, metrics=metrics, tags={**states, **story})
-    store.artifact(summary.run_id, directory / paths.SUMMARY)
+    for name in (paths.SUMMARY, paths.REPORT):
+        if (directory / name).is_file():
+            store.artifact(summary.run_id, directory / name)
     store.finish(summary.run_id, status)
 
 
