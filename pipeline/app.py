@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from pipeline import attached, sweep, table
+from pipeline.credentials import refuse_in
 from pipeline.lifecycle import Terminated
 from pipeline.runner import Request, run_pipeline
 from pipeline.schema import CONF, register, sentence
@@ -44,6 +45,7 @@ def run(arguments: list[str]) -> int:
     before = sys.argv
     sys.argv = ["moesaic run", *arguments]
     try:
+        refuse_in(arguments)  # before Hydra writes them down
         register()
         followed = attached.follow(arguments)
         if followed is not None:
@@ -92,7 +94,8 @@ def _run_once(config: DictConfig) -> None:
         table.say(f"\n{runtime.job.num}: {' '.join(overrides)}")
     with table.progress() as progress:
         parent = sweep.parent_of(swept) if swept else None
-        request = Request(config, directory, overrides, table.say, progress, swept, parent)
+        known = sweep.experiment_of(swept) if swept else None
+        request = Request(config, directory, overrides, table.say, progress, swept, parent, known)
         try:
             summary = run_pipeline(request)
         except MoesaicError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from pipeline.summary import Summary
 from stages import paths
 from stages.contract import StageResult
 from stages.errors import MoesaicError, sentence_of
+from stages.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,8 +42,7 @@ def start_run(
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     store.params(run_id, _flat({str(k): v for k, v in plain.items() if k != "pipeline"}))
-    with tempfile.TemporaryDirectory(prefix="moesaic-") as temporary:
-        folder = Path(temporary)
+    with temporary_folder("start") as folder:
         paths.write_text(folder / paths.CONFIG, OmegaConf.to_yaml(config, resolve=True))
         paths.write_text(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(overrides)))
         paths.write_json(folder / MACHINE, facts.machine_facts())
@@ -65,15 +64,15 @@ def finish_run(store: Store, summary: Summary, directory: Path, status: str) -> 
     metrics = {
         f"{stage}.{name}": value for stage, state in summary.stages.items() for name, value in state.metrics.items()
     }
-    store.metrics(summary.run_id, metrics)
     states = {
         f"moesaic.stage.{name}": f"{state.state} {state.run_id or ''}".strip() for name, state in summary.stages.items()
     }
-    store.tag(summary.run_id, {**states, "outcome": summary.status, "cause": summary.cause or ""})
+    story = {"outcome": summary.status, "cause": summary.cause or "", NOTE: _run_note(store, summary)}
+    store.log(summary.run_id, metrics=metrics, tags={**states, **story})
     for name in (paths.SUMMARY, paths.REPORT):
         if (directory / name).is_file():
             store.artifact(summary.run_id, directory / name)
-    store.finish(summary.run_id, status, _run_note(store, summary))
+    store.finish(summary.run_id, status)
 
 
 @dataclass
@@ -85,11 +84,9 @@ class StageRecord:
 
     def keep(self, folder: Path, result: StageResult) -> None:
         """Upload the stage's folder and log what it reported."""
-        self.store.metrics(self.run_id, result.metrics)
+        self.store.log(self.run_id, metrics=result.metrics, tags={**result.tags, NOTE: padded(result.note)})
         self.store.datasets(self.run_id, result.datasets)
-        self.store.artifacts(self.run_id, folder)
-        self.store.protect(self.run_id)
-        self.store.tag(self.run_id, {**result.tags, NOTE: padded(result.note)})
+        self.store.artifacts(self.run_id, folder, protect=True)
 
 
 @contextmanager

@@ -13,14 +13,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline import facts, record
+from pipeline import facts, record, sync
 from pipeline.checkpoint import Hit, Miss, look_up
 from pipeline.declaration import RunOptions, StageSpec, needed, selection
 from pipeline.keys import KeyParts, Manifest, cacheable, environment, key_parts, write_manifest
 from pipeline.lifecycle import Terminated, birth_tags, ending_raises, heartbeat, reap_orphans, signals_held
+from pipeline.outbox import RUN_LOCK, is_outage, suppress_outage
 from pipeline.report import leave_report
 from pipeline.schema import Root, check, resolved, stage_config, tracking_options
-from pipeline.store import Store, remove, tracking_uri
+from pipeline.store import Store, open_store, remove
 from pipeline.summary import StageState, Summary, write_summary
 from stages import paths
 from stages.contract import Progress, StageResult, silent
@@ -32,7 +33,8 @@ INTERRUPTS = (KeyboardInterrupt, Terminated, SystemExit)
 @dataclass
 class Request:
     """What to run and where. `say` gets one line a stage; `overrides` are kept for the record; `sweep` is the folder
-    of the sweep that this is a point of."""
+    of the sweep that this is a point of, `parent` its run, and `experiment_id` where that is, so that the point can do
+    without the store."""
 
     config: DictConfig
     directory: Path
@@ -41,6 +43,7 @@ class Request:
     progress: Progress = silent
     sweep: str | None = None
     parent: str | None = None
+    experiment_id: str | None = None
 
 
 def run_pipeline(request: Request) -> Summary:
@@ -56,11 +59,14 @@ def run_pipeline(request: Request) -> Summary:
     except BadInput as error:
         _refuse(request, error)
         raise
-    store = open_store(root)
-    reap_orphans(store)
+    store = open_store(root.tracking, request.experiment_id)
+    with suppress_outage():
+        reap_orphans(store)
     summary = Summary(run_id=None)
-    walk = _Walk(request, store, specs, configs, root.run, summary)
     with _own(request.directory):
+        store = store.kept_in(request.directory, request.say)
+        sync.deliver_before(store, request.directory)
+        walk = _Walk(request, store, specs, configs, root.run, summary)
         if root.run.dry_run:
             walk.go(first, last)
             summary.conclude(dry_run=True)
@@ -78,7 +84,7 @@ def run_pipeline(request: Request) -> Summary:
 def _own(directory: Path) -> Iterator[None]:
     """The run folder, for this run alone."""
     directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / ".lock", blocking=False)
+    lock = FileLock(directory / RUN_LOCK, blocking=False)
     try:
         lock.acquire()
     except Timeout as error:
@@ -109,7 +115,8 @@ def _refuse(request: Request, error: BadInput) -> None:
     if not request.sweep:
         return
     root = Root(tracking=tracking_options(request.config))
-    with suppress(BadInput), _recorded(request, open_store(root), root, summary):
+    store = open_store(root.tracking, request.experiment_id).kept_in(request.directory, request.say)
+    with suppress(BadInput), _recorded(request, store, root, summary):
         raise error
 
 
@@ -137,11 +144,7 @@ def _recorded(request: Request, store: Store, root: Root, summary: Summary) -> I
                     write_summary(request.directory, summary)
                     leave_report(request.directory, summary, request.config, request.overrides, request.say)
                     record.finish_run(store, summary, request.directory, status)
-
-
-def open_store(root: Root) -> Store:
-    options = root.tracking
-    return Store(tracking_uri(options.uri), options.experiment, options.artifact_location)
+                    sync.say_what_waits(store, request.directory, request.say)
 
 
 @dataclass
@@ -209,6 +212,10 @@ class _Walk:
             target = self.request.directory / f".{spec.name}.partial"
         try:
             return look_up(self.store, parts, target)
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            return Miss("the tracking store is away")
         finally:
             if self.run.dry_run:
                 remove(target)
