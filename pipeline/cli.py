@@ -6,7 +6,7 @@ import argparse
 import gc
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.errors import MoesaicError, sentence_of
 
@@ -92,10 +92,33 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--backend", choices=["auto", "gloo", "nccl"], default="auto", help="to calibrate")
     doctor.set_defaults(command=_doctor)
 
-    for command in (status, export, ui, doctor):
+    audit = _audit_parser(commands)
+    for command in (status, export, ui, doctor, audit):
         command.add_argument("--tracking-uri", metavar="URI", help="the store (default: as `moesaic run` takes it)")
         command.add_argument("--experiment", default="moesaic", help="the MLflow experiment (default: moesaic)")
     return parser
+
+
+def _audit_parser(commands: Any) -> argparse.ArgumentParser:
+    audit: argparse.ArgumentParser = commands.add_parser(
+        "audit", help="is a run still what it was, and do its files bear out what it says?"
+    )
+    audit.add_argument("run", metavar="RUN", help="a run or a sweep: its id or the beginning of it")
+    audit.add_argument("--seal", metavar="DIGEST", help="the seal that you noted when it ended, or its beginning")
+    audit.add_argument("--json", action="store_true", help="print JSON")
+    audit.set_defaults(command=_audit)
+    return audit
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from pipeline.audit import Tampered, audit, render
+
+    report = audit(_store(options), options.run, options.seal)
+    print(render(report, as_json=options.json))
+    if report.findings:
+        count = len(report.findings)
+        raise Tampered(f"{count} finding{'s' if count > 1 else ''}; the first: {report.findings[0]}")
+    return 0
 
 
 def _count(text: str) -> int:

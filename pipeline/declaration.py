@@ -19,7 +19,7 @@ class StageDeclaration:
 
     `outputs`: files that other stages may take. `followers`: a module for ranks that another launcher started; it
     has `is_attached`, `is_leader`, `follow` and `release`. `calibration`: a module that measures what predictions
-    need of this machine; it has `calibrate`.
+    need of this machine; it has `calibrate`. `rederive`: a `stages.rederived.RederiveFunction`, which audits call.
     """
 
     target: str
@@ -28,6 +28,7 @@ class StageDeclaration:
     outputs: list[str] = field(default_factory=list)
     followers: str | None = None
     calibration: str | None = None
+    rederive: str | None = None
 
 
 @dataclass
@@ -59,6 +60,7 @@ class StageSpec:
     outputs: tuple[str, ...]
     followers: str | None
     calibration: str | None
+    rederive: str | None
 
     def function(self) -> StageFunction:
         module, _, name = self.target.rpartition(".")
@@ -103,6 +105,7 @@ def read_declaration(stages: Mapping[str, StageDeclaration]) -> list[StageSpec]:
                 tuple(stage.outputs),
                 stage.followers,
                 stage.calibration,
+                stage.rederive,
             )
         )
     if not specs:

@@ -19,6 +19,7 @@ from pipeline.declaration import StageSpec
 from pipeline.headline import headline
 from pipeline.keys import KeyParts
 from pipeline.lifecycle import Terminated
+from pipeline.seal import SEAL_TAG, SealedStore
 from pipeline.store import NOTE, Store
 from pipeline.summary import Summary
 from stages import paths
@@ -59,7 +60,7 @@ def start_sweep(store: Store, overrides: list[str], tags: Mapping[str, str]) -> 
     return store.start(f"sweep {' '.join(swept)}"[:200].strip(), {**tags, **_provenance()})
 
 
-def finish_run(store: Store, summary: Summary, directory: Path, status: str) -> None:
+def finish_run(store: SealedStore, summary: Summary, directory: Path, status: str) -> None:
     """Metrics of all stages, links to them, the summary, the note and the final status of a run."""
     assert summary.run_id is not None
     metrics = {
@@ -69,7 +70,10 @@ def finish_run(store: Store, summary: Summary, directory: Path, status: str) -> 
     states = {
         f"moesaic.stage.{name}": f"{state.state} {state.run_id or ''}".strip() for name, state in summary.stages.items()
     }
-    store.tag(summary.run_id, {**states, "outcome": summary.status, "cause": summary.cause or ""})
+    made_by = {name: store.sealed(state.run_id) for name, state in summary.stages.items() if state.run_id}
+    seals = {f"{SEAL_TAG}.{name}": sealed.seal for name, sealed in made_by.items()}
+    store.tag(summary.run_id, {**states, **seals, "outcome": summary.status, "cause": summary.cause or ""})
+    store.datasets(summary.run_id, [dataset for sealed in made_by.values() for dataset in sealed.datasets])
     store.artifact(summary.run_id, directory / paths.SUMMARY)
     store.finish(summary.run_id, status, _run_note(store, summary))
 

@@ -19,7 +19,8 @@ from pipeline.declaration import RunOptions, StageSpec, needed, selection
 from pipeline.keys import KeyParts, Manifest, cacheable, environment, key_parts, write_manifest
 from pipeline.lifecycle import Terminated, birth_tags, ending_raises, heartbeat, reap_orphans, signals_held
 from pipeline.schema import Root, check, resolved, stage_config, tracking_options
-from pipeline.store import Store, remove, tracking_uri
+from pipeline.seal import SealedStore
+from pipeline.store import remove, tracking_uri
 from pipeline.summary import StageState, Summary, write_summary
 from stages import paths
 from stages.contract import Progress, StageResult, silent
@@ -113,7 +114,7 @@ def _refuse(request: Request, error: BadInput) -> None:
 
 
 @contextmanager
-def _recorded(request: Request, store: Store, root: Root, summary: Summary) -> Iterator[None]:
+def _recorded(request: Request, store: SealedStore, root: Root, summary: Summary) -> Iterator[None]:
     """The tracking run around the block: whatever happens inside, it gets its summary, status, cause and note."""
     beat = root.tracking.heartbeat_seconds
     tags = {"kind": "run", "directory": str(request.directory.absolute()), **birth_tags(beat)}
@@ -123,23 +124,23 @@ def _recorded(request: Request, store: Store, root: Root, summary: Summary) -> I
         started = record.start_run(store, request.config, request.overrides, tags, request.parent)
         summary.run_id = run_id = started
         status = "FINISHED"
-        with heartbeat(store, run_id, beat):
-            try:
+        try:
+            with heartbeat(store, run_id, beat):
                 yield
-            except BaseException as error:
-                status = "KILLED" if isinstance(error, INTERRUPTS) else "FAILED"
-                summary.status = "failed"
-                summary.cause = str(error) if isinstance(error, Terminated) else sentence_of(error)
-                raise
-            finally:
-                with signals_held():
-                    write_summary(request.directory, summary)
-                    record.finish_run(store, summary, request.directory, status)
+        except BaseException as error:
+            status = "KILLED" if isinstance(error, INTERRUPTS) else "FAILED"
+            summary.status = "failed"
+            summary.cause = str(error) if isinstance(error, Terminated) else sentence_of(error)
+            raise
+        finally:
+            with signals_held():  # no beat comes any more: what is sealed stays as it is
+                write_summary(request.directory, summary)
+                record.finish_run(store, summary, request.directory, status)
 
 
-def open_store(root: Root) -> Store:
+def open_store(root: Root) -> SealedStore:
     options = root.tracking
-    return Store(tracking_uri(options.uri), options.experiment, options.artifact_location)
+    return SealedStore(tracking_uri(options.uri), options.experiment, options.artifact_location)
 
 
 @dataclass
@@ -147,7 +148,7 @@ class _Walk:
     """One pass over the stages. `manifests` holds what each stage left, by name, as far as it is known."""
 
     request: Request
-    store: Store
+    store: SealedStore
     specs: list[StageSpec]
     configs: dict[str, Any]
     run: RunOptions

@@ -34,6 +34,7 @@ DEFAULT_STORE = Path("outputs/mlflow.db")
 SQLITE = "sqlite:///"
 TAG = "moesaic."
 NOTE = "mlflow.note.content"
+LOADS = "loads"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens on the runs
 TAG_LIMIT = 5_000
 PARAM_LIMIT = 6_000
@@ -103,7 +104,7 @@ class Store:
 
     def start(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
         """The id of a new RUNNING run. Tags without a dot get the prefix `moesaic.`."""
-        all_tags = _tags(tags)
+        all_tags = stored_tags(tags)
         if parent is not None:
             all_tags["mlflow.parentRunId"] = parent
         return str(self.client.create_run(self.experiment_id, tags=all_tags, run_name=name).info.run_id)
@@ -116,12 +117,12 @@ class Store:
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in _tags(tags).items()], synchronous=True)
+        self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in stored_tags(tags).items()], synchronous=True)
 
     def params(self, run_id: str, params: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
-        items = [Param(name, str(value)[:PARAM_LIMIT]) for name, value in params.items()]
+        items = [Param(name, value) for name, value in stored_params(params).items()]
         for start in range(0, len(items), BATCH):
             self.client.log_batch(run_id, params=items[start : start + BATCH], synchronous=True)
 
@@ -133,7 +134,7 @@ class Store:
         if items:
             self.client.log_batch(run_id, metrics=items, synchronous=True)
 
-    def datasets(self, run_id: str, datasets: Iterable[Dataset]) -> None:
+    def datasets(self, run_id: str, datasets: Iterable[Dataset], context: str = LOADS) -> None:
         import json
 
         from mlflow.entities import Dataset as Entity
@@ -148,7 +149,7 @@ class Store:
                     source=json.dumps({"uri": item.source, "sha256": item.sha256}),
                     profile=json.dumps(dict(item.profile)),
                 ),
-                [InputTag("mlflow.data.context", "loads")],
+                [InputTag("mlflow.data.context", context)],
             )
             for item in datasets
         ]
@@ -273,5 +274,11 @@ def safe_uri(uri: str) -> str:
     return uri.replace(f":{parsed.password}@", ":***@") if parsed.password else uri
 
 
-def _tags(tags: Mapping[str, str]) -> dict[str, str]:
+def stored_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """`tags` as the store holds them."""
     return {(name if "." in name else TAG + name): str(value)[:TAG_LIMIT] for name, value in tags.items()}
+
+
+def stored_params(params: Mapping[str, Any]) -> dict[str, str]:
+    """`params` as the store holds them."""
+    return {name: str(value)[:PARAM_LIMIT] for name, value in params.items()}

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from pipeline import comparison, record
 from pipeline.lifecycle import birth_tags, heartbeat, reap_orphans, signals_held
 from pipeline.schema import tracking_options
-from pipeline.store import TAG, Store, tracking_uri
+from pipeline.seal import SealedStore
+from pipeline.store import TAG, tracking_uri
 from stages import paths
 
 PARENT = "sweep.json"
@@ -50,7 +51,7 @@ def close(status: str, cause: str) -> tuple[comparison.Comparison, str, Path] | 
 
 @dataclass
 class Sweep:
-    store: Store
+    store: SealedStore
     run_id: str
     directory: Path
     ends: ExitStack = field(default_factory=ExitStack)
@@ -58,7 +59,7 @@ class Sweep:
     @classmethod
     def begin(cls, config: DictConfig) -> Sweep:
         options = tracking_options(config)
-        store = Store(tracking_uri(options.uri), options.experiment, options.artifact_location)
+        store = SealedStore(tracking_uri(options.uri), options.experiment, options.artifact_location)
         reap_orphans(store)
         directory = Path(config.hydra.sweep.dir).absolute()
         overrides = list(OmegaConf.to_container(config.hydra.overrides.task) or [])

@@ -14,6 +14,7 @@ from stages.balance import gpu_load
 from stages.contract import Progress, StageResult
 from stages.expert_map import ExpertMap, slots_per_rank
 from stages.load import read_load
+from stages.moves import moves_between, write_moves
 from stages.place.config import PlaceStageConfig
 from stages.place.report import judge, note
 from stages.placement import Placement, write_placement
@@ -45,7 +46,8 @@ def place(config: PlaceStageConfig, inputs: Mapping[str, Path], folder: Path, pr
     if resizing:
         placement = _in_one_frame(found.map, solver.topology.ranks, now, left, world, load.experts)
         judgement = judgement.between(placement, world, gpu_load(load.total(), now, left))
-    files = write_placement(folder, placement)
+    moves = moves_between(placement.current, placement.physical_to_logical_map, load.experts, world, world)
+    files = (*write_placement(folder, placement), *write_moves(folder, moves))
 
     progress("judging the placement", 0.5)
     metrics = judgement.metrics()
