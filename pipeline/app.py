@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from pipeline import attached, sweep, table
+from pipeline.credentials import refuse_in
 from pipeline.lifecycle import Terminated
 from pipeline.runner import Request, run_pipeline
 from pipeline.schema import CONF, register, sentence
@@ -44,6 +45,7 @@ def run(arguments: list[str]) -> int:
     before = sys.argv
     sys.argv = ["moesaic run", *arguments]
     try:
+        refuse_in(arguments)  # before Hydra writes them down
         register()
         followed = attached.follow(arguments)
         if followed is not None:

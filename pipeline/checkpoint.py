@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.keys import Difference, KeyParts, Manifest, difference, read_manifest
-from pipeline.store import TAG, Store, link, local_folder, remove
+from pipeline.store import TAG, Store, link, remove
+from pipeline.writes import local_folder
 from stages import paths
 
 if TYPE_CHECKING:

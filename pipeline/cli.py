@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline import upkeep
 from stages.errors import MoesaicError, sentence_of
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(command=_doctor)
 
     audit = _audit_parser(commands)
-    for command in (status, export, ui, doctor, audit):
+    for command in (status, export, ui, doctor, audit, *upkeep.commands(commands)):
         command.add_argument("--tracking-uri", metavar="URI", help="the store (default: as `moesaic run` takes it)")
         command.add_argument("--experiment", default="moesaic", help="the MLflow experiment (default: moesaic)")
     return parser

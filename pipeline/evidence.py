@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.seal import NAME_TAG, SEAL_TAG, Record, read_record
-from pipeline.store import TAG, Store, local_folder
+from pipeline.seal import NAME_TAG, RESTLESS, SEAL_TAG, Record, read_record
+from pipeline.store import TAG, Store
+from pipeline.writes import BIRTH, local_folder
 from stages import paths
 
 if TYPE_CHECKING:
@@ -53,9 +56,11 @@ def gather(store: Store, run: Run, temporary: Path) -> Evidence:
     names = store.files(run)
     if folder is None:
         folder = temporary / run.info.run_id
-        folder.mkdir()
         for name in names:
-            store.fetch(run, name, folder)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            found = store.fetch(run, name, folder)
+            if found is not None and found != folder / name:
+                found.replace(folder / name)
     evidence = Evidence(run, folder)
     if paths.RECORD not in names or evidence.seal is None:
         evidence.findings.append(
@@ -65,12 +70,31 @@ def gather(store: Store, run: Run, temporary: Path) -> Evidence:
     if paths.sha256(folder / paths.RECORD) != evidence.seal:
         evidence.findings.append(f"{paths.RECORD} is not what the tag {SEAL_TAG} seals")
     try:
-        record = read_record(folder / paths.RECORD)
-        evidence.findings += [*_row_faults(store, run, record), *_file_faults(folder, names, record)]
+        stood_in = _stood_in(store, run, folder / paths.RECORD)
+        record = read_record(folder / paths.RECORD, stood_in)
+        evidence.findings += [*_row_faults(store, run, record), *_file_faults(folder, names, record, stood_in)]
         evidence.record = record
     except (ValueError, TypeError, AttributeError, KeyError):
         evidence.findings.append(f"{paths.RECORD} cannot be read")
     return evidence
+
+
+def _stood_in(store: Store, run: Run, file: Path) -> dict[str, str]:
+    """What the record of `run` calls itself, its parent or its stages, where the store was away when these began -> the
+    ids that the store gave them."""
+    from mlflow.exceptions import MlflowException
+
+    text, tags = file.read_text(encoding="utf-8"), run.data.tags
+    found = {}
+    if tags.get(BIRTH) == json.loads(text)["run_id"]:
+        found[tags[BIRTH]] = run.info.run_id
+    prefix = f"{TAG}stage."
+    others = [value.partition(" ")[2] for name, value in tags.items() if name.startswith(prefix)]
+    for other in filter(None, [tags.get("mlflow.parentRunId"), *others]):
+        if other not in text:
+            with suppress(MlflowException):
+                found[store.run(other).data.tags[BIRTH]] = other
+    return found
 
 
 def _row_faults(store: Store, run: Run, record: Record) -> Iterator[str]:
@@ -80,7 +104,11 @@ def _row_faults(store: Store, run: Run, record: Record) -> Iterator[str]:
         yield f"its status is {run.info.status}, and was {record.status}"
     if run.info.run_name != record.tags.get(NAME_TAG):
         yield f"its name is {_word(run.info.run_name)}, and was {_word(record.tags.get(NAME_TAG))}"
-    tags = {k: v for k, v in run.data.tags.items() if k in record.tags or (k.startswith(TAG) and k != SEAL_TAG)}
+    tags = {
+        k: v
+        for k, v in run.data.tags.items()
+        if k in record.tags or (k.startswith(TAG) and k not in (SEAL_TAG, *RESTLESS))
+    }
     yield from _differences("tag", tags, record.tags)
     yield from _differences("param", run.data.params, record.params)
     for name, text in _metric_faults(store, run, record):
@@ -132,14 +160,24 @@ def _dataset_faults(run: Run, record: Record) -> Iterator[str]:
         yield f"the dataset {name} is not the one that it was given"
 
 
-def _file_faults(folder: Path, names: list[str], record: Record) -> Iterator[str]:
+def _file_faults(folder: Path, names: list[str], record: Record, stood_in: Mapping[str, str]) -> Iterator[str]:
     for name in sorted({*names, *record.files} - {paths.RECORD}):
         if name not in names:
             yield f"the file {name} is gone"
         elif name not in record.files:
             yield f"the file {name} was added"
-        elif (digest := paths.sha256(folder / name)) != record.files[name]:
+        elif (digest := _as_it_was(folder / name, stood_in)) != record.files[name]:
             yield f"the file {name} was changed: its SHA-256 is {digest[:16]}…, and was {record.files[name][:16]}…"
+
+
+def _as_it_was(file: Path, stood_in: Mapping[str, str]) -> str:
+    """The SHA-256 of a file; of a summary, as it was before it was told the ids that the store gave (`outbox`)."""
+    if file.name != paths.SUMMARY or not stood_in:
+        return paths.sha256(file)
+    text = file.read_text(encoding="utf-8")
+    for stand_in, real in stood_in.items():
+        text = text.replace(real, stand_in).replace(f"[{real[:8]}]", f"[{stand_in[:8]}]")
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _stored(value: float) -> float:

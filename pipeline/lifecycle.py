@@ -13,12 +13,14 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from pipeline import sync
 from pipeline.store import TAG, Store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 MISSED_BEATS = 8
+HANGS_SECONDS = 5  # a beat may wait for a store that does not answer
 ORPHAN = "The process that ran this is gone: marked as orphan by a later run."
 
 
@@ -88,7 +90,7 @@ def heartbeat(store: Store, run_id: str, seconds: float) -> Iterator[None]:
         yield
     finally:
         done.set()
-        thread.join()
+        thread.join(HANGS_SECONDS)
 
 
 def reap_orphans(store: Store) -> list[str]:
@@ -97,7 +99,7 @@ def reap_orphans(store: Store) -> list[str]:
     running = "attributes.status = 'RUNNING' and tags.`{}kind` = '{}'"
     runs = [run for kind in ("run", "sweep") for run in store.search(running.format(TAG, kind), limit=1000)]
     for run in runs:
-        if _alive(run):
+        if _alive(run) or not _is_ours_to_end(store, run):
             continue
         children = store.search(
             f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{run.info.run_id}' "
@@ -109,6 +111,15 @@ def reap_orphans(store: Store) -> list[str]:
             store.finish(orphan.info.run_id, "KILLED", ORPHAN)
             reaped.append(orphan.info.run_id)
     return reaped
+
+
+def _is_ours_to_end(store: Store, run: Run) -> bool:
+    """Whether `run`, whose process is gone, still counts as running once its folder's outbox is empty: it may have
+    ended well while the store was away, or be one that another process is just sending."""
+    directory = run.data.tags.get(f"{TAG}directory")
+    if directory and not sync.deliver_what_waits(store, Path(directory)):
+        return False
+    return str(store.run(run.info.run_id).info.status) == "RUNNING"
 
 
 def _alive(run: Run) -> bool:

@@ -87,11 +87,9 @@ class StageRecord:
 
     def keep(self, folder: Path, result: StageResult) -> None:
         """Upload the stage's folder and log what it reported."""
-        self.store.metrics(self.run_id, result.metrics)
+        self.store.log(self.run_id, metrics=result.metrics, tags={**result.tags, NOTE: padded(result.note)})
         self.store.datasets(self.run_id, result.datasets)
-        self.store.artifacts(self.run_id, folder)
-        self.store.protect(self.run_id)
-        self.store.tag(self.run_id, {**result.tags, NOTE: padded(result.note)})
+        self.store.artifacts(self.run_id, folder, protect=True)
 
 
 @contextmanager

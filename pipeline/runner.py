@@ -13,11 +13,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline import facts, record
+from pipeline import facts, record, sync
 from pipeline.checkpoint import Hit, Miss, look_up
 from pipeline.declaration import RunOptions, StageSpec, needed, selection
 from pipeline.keys import KeyParts, Manifest, cacheable, environment, key_parts, write_manifest
 from pipeline.lifecycle import Terminated, birth_tags, ending_raises, heartbeat, reap_orphans, signals_held
+from pipeline.outbox import RUN_LOCK, is_outage
 from pipeline.schema import Root, check, resolved, stage_config, tracking_options
 from pipeline.seal import SealedStore
 from pipeline.store import remove, tracking_uri
@@ -59,8 +60,10 @@ def run_pipeline(request: Request) -> Summary:
     store = open_store(root)
     reap_orphans(store)
     summary = Summary(run_id=None)
-    walk = _Walk(request, store, specs, configs, root.run, summary)
     with _own(request.directory):
+        store = store.kept_in(request.directory, request.say)
+        sync.deliver_before(store, request.directory)
+        walk = _Walk(request, store, specs, configs, root.run, summary)
         if root.run.dry_run:
             walk.go(first, last)
             summary.conclude(dry_run=True)
@@ -78,7 +81,7 @@ def run_pipeline(request: Request) -> Summary:
 def _own(directory: Path) -> Iterator[None]:
     """The run folder, for this run alone."""
     directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / ".lock", blocking=False)
+    lock = FileLock(directory / RUN_LOCK, blocking=False)
     try:
         lock.acquire()
     except Timeout as error:
@@ -109,7 +112,8 @@ def _refuse(request: Request, error: BadInput) -> None:
     if not request.sweep:
         return
     root = Root(tracking=tracking_options(request.config))
-    with suppress(BadInput), _recorded(request, open_store(root), root, summary):
+    store = open_store(root).kept_in(request.directory, request.say)
+    with suppress(BadInput), _recorded(request, store, root, summary):
         raise error
 
 
@@ -124,23 +128,24 @@ def _recorded(request: Request, store: SealedStore, root: Root, summary: Summary
         started = record.start_run(store, request.config, request.overrides, tags, request.parent)
         summary.run_id = run_id = started
         status = "FINISHED"
-        try:
-            with heartbeat(store, run_id, beat):
+        with heartbeat(store, run_id, beat):
+            try:
                 yield
-        except BaseException as error:
-            status = "KILLED" if isinstance(error, INTERRUPTS) else "FAILED"
-            summary.status = "failed"
-            summary.cause = str(error) if isinstance(error, Terminated) else sentence_of(error)
-            raise
-        finally:
-            with signals_held():  # no beat comes any more: what is sealed stays as it is
-                write_summary(request.directory, summary)
-                record.finish_run(store, summary, request.directory, status)
+            except BaseException as error:
+                status = "KILLED" if isinstance(error, INTERRUPTS) else "FAILED"
+                summary.status = "failed"
+                summary.cause = str(error) if isinstance(error, Terminated) else sentence_of(error)
+                raise
+            finally:
+                with signals_held():
+                    write_summary(request.directory, summary)
+                    record.finish_run(store, summary, request.directory, status)
+                    sync.say_what_waits(store, request.directory, request.say)
 
 
 def open_store(root: Root) -> SealedStore:
     options = root.tracking
-    return SealedStore(tracking_uri(options.uri), options.experiment, options.artifact_location)
+    return SealedStore(tracking_uri(options.uri, options.kind), options.experiment, options.artifact_location)
 
 
 @dataclass
@@ -208,6 +213,10 @@ class _Walk:
             target = self.request.directory / f".{spec.name}.partial"
         try:
             return look_up(self.store, parts, target)
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            return Miss("the tracking store is away")
         finally:
             if self.run.dry_run:
                 remove(target)

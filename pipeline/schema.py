@@ -19,6 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import conf
+from pipeline.addresses import KINDS
+from pipeline.credentials import refuse_in
 from pipeline.declaration import PipelineOptions, RunOptions, StageDeclaration, StageSpec, read_declaration
 from stages.errors import BadInput
 
@@ -27,11 +29,14 @@ CONF = Path(conf.__file__).parent
 
 @dataclass
 class TrackingOptions:
-    """`uri`: null takes MLFLOW_TRACKING_URI, or outputs/mlflow.db in the current folder.
+    """`kind`: any, sqlite, server or postgres. `uri`: null takes MLFLOW_TRACKING_URI if it is of that kind, or where one
+    of the kind is by default (any: outputs/mlflow.db in the current folder). Neither may hold a password.
 
-    `artifact_location`: null puts artifacts beside a local database, and leaves the choice to a server.
+    `artifact_location`: null puts artifacts beside a local database, into outputs/mlartifacts for PostgreSQL, and
+    leaves the choice to a server.
     """
 
+    kind: str = "any"
     uri: str | None = None
     experiment: str = "moesaic"
     artifact_location: str | None = None
@@ -42,6 +47,13 @@ class TrackingOptions:
             raise BadInput(f"tracking.heartbeat_seconds={self.heartbeat_seconds} must be above 0.")
         if not self.experiment.strip():
             raise BadInput("tracking.experiment must not be empty.")
+        refuse_in(f"tracking.{name}={value}" for name in ("uri", "artifact_location") if (value := getattr(self, name)))
+        if self.kind not in KINDS:
+            raise BadInput(f"tracking.kind={self.kind} is not known; allowed are {', '.join(KINDS)}.")
+        if self.uri and not KINDS[self.kind].takes(self.uri):
+            raise BadInput(
+                f"tracking.uri={self.uri} is no address of tracking.kind={self.kind}: {KINDS[self.kind].what}."
+            )
 
 
 @dataclass

@@ -7,27 +7,34 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.keys import read_manifest
-from pipeline.store import LOADS, NOTE, TAG, Store, stored_params, stored_tags
+from pipeline.store import LOADS, NOTE, TAG, Store
+from pipeline.writes import BIRTH, Write
 from stages import paths
 from stages.contract import Dataset
 
 SEAL = "seal"
 SEAL_TAG = f"{TAG}{SEAL}"
-PARENT_TAG = "mlflow.parentRunId"
 NAME_TAG = "mlflow.runName"
+RESTLESS = (f"{TAG}heartbeat",)
+"""Says nothing of a run that has ended, and a last one may come late."""
 
 
 @dataclass
 class Record:
-    """All that the store must hold of one run. `metrics`: name -> its points, in order. `files`: name -> SHA-256."""
+    """All that the store must hold of one run. `metrics`: name -> its points, in order. `files`: name -> SHA-256.
+
+    `run_id` is what the run was known by when it ended: its id or, where the store was away when it began, its `birth`,
+    which stood in for it (`pipeline.outbox`).
+    """
 
     run_id: str
+    birth: str
     status: str = "RUNNING"
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
@@ -39,8 +46,15 @@ class Record:
         paths.write_json(path, asdict(self))
 
 
-def read_record(path: Path) -> Record:
-    return Record(**json.loads(path.read_text(encoding="utf-8")))
+def read_record(path: Path, stood_in: Mapping[str, str] | None = None) -> Record:
+    """`stood_in`: what stood in for a run -> the id that the store gave it later, which the record could not know."""
+    text = path.read_text(encoding="utf-8")
+    birth = json.loads(text)["birth"]
+    for stand_in, real in (stood_in or {}).items():
+        text = text.replace(stand_in, real).replace(f"[{stand_in[:8]}]", f"[{real[:8]}]")
+    record = Record(**{**json.loads(text), "birth": birth})
+    record.tags[BIRTH] = birth
+    return record
 
 
 @dataclass(frozen=True)
@@ -60,45 +74,20 @@ class SealedStore(Store):
         self._open: dict[str, Record] = {}
         self._sealed: dict[str, Sealed] = {}
 
-    def start(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
-        run_id = super().start(name, tags, parent)
-        given = {**stored_tags(tags), NAME_TAG: name}
-        if parent is not None:
-            given[PARENT_TAG] = parent
-        self._open[run_id] = Record(run_id, tags=given)
+    def _write(self, write: Write) -> str:
+        digests = _digests(write) if write.kind == "files" and write.run_id in self._open else {}
+        run_id = super()._write(write)
+        if write.kind == "start":
+            tags = {name: text for name, text in write.data["tags"].items() if name not in RESTLESS}
+            self._open[run_id] = Record(run_id, write.run_id, tags={**tags, NAME_TAG: write.data["name"]})
+        elif (record := self._open.get(write.run_id)) is not None:
+            record.files |= digests
+            record.params |= write.data.get("params", {})
+            record.tags |= {k: text for k, text in write.data.get("tags", {}).items() if k not in RESTLESS}
+            for name, value, _ in write.data.get("metrics", ()):
+                record.metrics.setdefault(name, []).append(value)
+            record.datasets += [{**item, "context": write.data["context"]} for item in write.data.get("datasets", ())]
         return run_id
-
-    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
-        super().tag(run_id, tags)
-        if run_id in self._open:
-            self._open[run_id].tags |= stored_tags(tags)
-
-    def params(self, run_id: str, params: Mapping[str, Any]) -> None:
-        super().params(run_id, params)
-        if run_id in self._open:
-            self._open[run_id].params |= stored_params(params)
-
-    def metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
-        super().metrics(run_id, metrics)
-        if run_id in self._open:
-            for name, value in metrics.items():
-                self._open[run_id].metrics.setdefault(name, []).append(float(value))
-
-    def datasets(self, run_id: str, datasets: Iterable[Dataset], context: str = LOADS) -> None:
-        given = list(datasets)
-        super().datasets(run_id, given, context)
-        if run_id in self._open:
-            self._open[run_id].datasets += [{**asdict(item), "context": context} for item in given]
-
-    def artifacts(self, run_id: str, folder: Path) -> None:
-        if run_id in self._open:
-            self._open[run_id].files |= _digests(folder)
-        super().artifacts(run_id, folder)
-
-    def artifact(self, run_id: str, file: Path, folder: str | None = None) -> None:
-        if run_id in self._open:
-            self._open[run_id].files[f"{folder}/{file.name}" if folder else file.name] = paths.sha256(file)
-        super().artifact(run_id, file, folder)
 
     def finish(self, run_id: str, status: str, note: str | None = None) -> None:
         """Close the run. What it was given until now is its record; later changes are told by `moesaic audit`."""
@@ -109,11 +98,10 @@ class SealedStore(Store):
             with tempfile.TemporaryDirectory(prefix="moesaic-") as temporary:
                 file = Path(temporary) / paths.RECORD
                 record.write(file)
-                file.chmod(0o444)
                 seal = paths.sha256(file)
                 self._sealed[run_id] = Sealed(seal, record.tags, _datasets_of(record))
-                super().tag(run_id, {SEAL: seal})
-                super().artifact(run_id, file)
+                self.tag(run_id, {SEAL: seal})
+                self.artifact(run_id, file)
         super().finish(run_id, status)
 
     def sealed(self, run_id: str) -> Sealed:
@@ -134,10 +122,16 @@ def _datasets_of(record: Record) -> tuple[Dataset, ...]:
     return tuple(Dataset(**each) for each in found if each.pop("context") == LOADS)
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file below `folder`; those that a manifest beside them tells are not computed again."""
-    manifest = folder / paths.MANIFEST
-    known = read_manifest(manifest).outputs if manifest.is_file() else {}
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    names = {file.relative_to(folder).as_posix(): file for file in files}
-    return {name: known.get(name) or paths.sha256(file) for name, file in names.items()}
+def _digests(write: Write) -> dict[str, str]:
+    """Name in the store -> SHA-256 of every file that `write` uploads; those that a manifest beside them tells are not
+    computed again."""
+    source, into = Path(write.data["source"]), write.data.get("folder")
+    root = source if source.is_dir() else source.parent
+    manifest = root / paths.MANIFEST
+    known = read_manifest(manifest).outputs if source.is_dir() and manifest.is_file() else {}
+    files = (file for file in (source.rglob("*") if source.is_dir() else (source,)) if file.is_file())
+    found = {}
+    for file in files:
+        name = file.relative_to(root).as_posix()
+        found[f"{into}/{name}" if into else name] = known.get(name) or paths.sha256(file)
+    return found

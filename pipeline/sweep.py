@@ -59,7 +59,7 @@ class Sweep:
     @classmethod
     def begin(cls, config: DictConfig) -> Sweep:
         options = tracking_options(config)
-        store = SealedStore(tracking_uri(options.uri), options.experiment, options.artifact_location)
+        store = SealedStore(tracking_uri(options.uri, options.kind), options.experiment, options.artifact_location)
         reap_orphans(store)
         directory = Path(config.hydra.sweep.dir).absolute()
         overrides = list(OmegaConf.to_container(config.hydra.overrides.task) or [])

@@ -31,9 +31,10 @@ def serve(uri: str | None, experiment: str, port: int) -> int:
     page = f"http://127.0.0.1:{port}/#/experiments/{store.experiment_id}/runs?workflowType=machine_learning"
     sys.stdout.write(f"The runs: {page} (Ctrl-C ends the server)\n")
     sys.stdout.flush()
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store_uri]
+    command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
-    server = subprocess.Popen(command, env={**os.environ, **QUIET})
+    # The address may hold a password, which a command line would show to all.
+    server = subprocess.Popen(command, env={**os.environ, **QUIET, "MLFLOW_BACKEND_STORE_URI": store_uri})
     try:
         return server.wait()
     except KeyboardInterrupt:

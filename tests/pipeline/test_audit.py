@@ -16,9 +16,9 @@ import pytest
 from pipeline.audit import audit
 from pipeline.cli import main
 from pipeline.evidence import gather
-from pipeline.keys import read_manifest
 from pipeline.seal import SEAL_TAG, read_record
-from pipeline.store import SQLITE, TAG, Store, local_folder
+from pipeline.store import SQLITE, TAG, Store
+from pipeline.writes import local_folder
 from stages import paths
 from tests.pipeline.conftest import Toy
 from tests.pipeline.test_cli import _quiet_logging  # noqa: F401
@@ -278,19 +278,20 @@ def test_a_forged_number_is_found_by_the_files(kept: Kept) -> None:
 
 
 def test_what_cannot_be_audited_is_said(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    def audited(run_id: str) -> int:
+        return main(["audit", run_id, "--tracking-uri", toy.uri, "--experiment", toy.experiment])
+
     run_id = str(toy().run_id)
-    assert main(["audit", run_id]) == 0
+    assert audited(run_id) == 0
     assert "nothing of this version of moesaic computes its results again" in capsys.readouterr().out
-    file = local_folder(toy.store.run(run_id))
-    assert file is not None
-    (file / paths.RECORD).unlink()
-    assert main(["audit", run_id]) == 3
+    (toy.stored(run_id) / paths.RECORD).unlink()
+    assert audited(run_id) == 3
     assert f"it has no {paths.RECORD}" in capsys.readouterr().err
     started = toy.store.start("running", {"kind": "run"})
-    assert main(["audit", started]) == 2
+    assert audited(started) == 2
     assert "still runs" in capsys.readouterr().err
     toy.store.finish(started, "KILLED")
-    assert main(["audit", started]) == 1
+    assert audited(started) == 1
     assert "nothing can be audited" in capsys.readouterr().err
 
 
@@ -298,12 +299,9 @@ def test_a_cached_stage_is_audited_in_the_run_that_made_it(toy: Toy) -> None:
     first, second = toy(), toy("run.force=[sum]")
     assert [state.state for state in second.stages.values()] == ["cached", "cached", "ran"]
     assert audit(toy.store, str(second.run_id)).findings == []
-    made = toy.store.run(str(first.stages["double"].run_id))
-    folder = local_folder(made)
-    assert folder is not None
-    assert read_manifest(folder / paths.MANIFEST).stage == "double"
-    file = folder / "doubled.json"
+    made = str(first.stages["double"].run_id)
+    file = toy.stored(made) / "doubled.json"
     with changed(file, flipped(file.read_bytes())):
         found = audit(toy.store, str(second.run_id)).findings
     assert found
-    assert all(finding.startswith(f"double ({made.info.run_id[:8]})") for finding in found)
+    assert all(finding.startswith(f"double ({made[:8]})") for finding in found)
