@@ -61,7 +61,7 @@ def start_sweep(store: Store, overrides: list[str], tags: Mapping[str, str]) -> 
 
 
 def finish_run(store: SealedStore, summary: Summary, directory: Path, status: str) -> None:
-    """Metrics of all stages, links to them, the summary, the note and the final status of a run."""
+    """Metrics of all stages, links to them, the summary, the report, the note and the final status of a run."""
     assert summary.run_id is not None
     metrics = {
         f"{stage}.{name}": value for stage, state in summary.stages.items() for name, value in state.metrics.items()
@@ -74,7 +74,9 @@ def finish_run(store: SealedStore, summary: Summary, directory: Path, status: st
     seals = {f"{SEAL_TAG}.{name}": sealed.seal for name, sealed in made_by.items()}
     store.tag(summary.run_id, {**states, **seals, "outcome": summary.status, "cause": summary.cause or ""})
     store.datasets(summary.run_id, [dataset for sealed in made_by.values() for dataset in sealed.datasets])
-    store.artifact(summary.run_id, directory / paths.SUMMARY)
+    for name in (paths.SUMMARY, paths.REPORT):
+        if (directory / name).is_file():
+            store.artifact(summary.run_id, directory / name)
     store.finish(summary.run_id, status, _run_note(store, summary))
 
 

@@ -19,6 +19,7 @@ from pipeline.declaration import RunOptions, StageSpec, needed, selection
 from pipeline.keys import KeyParts, Manifest, cacheable, environment, key_parts, write_manifest
 from pipeline.lifecycle import Terminated, birth_tags, ending_raises, heartbeat, reap_orphans, signals_held
 from pipeline.outbox import RUN_LOCK, is_outage
+from pipeline.report import leave_report
 from pipeline.schema import Root, check, resolved, stage_config, tracking_options
 from pipeline.seal import SealedStore
 from pipeline.store import remove, tracking_uri
@@ -139,6 +140,7 @@ def _recorded(request: Request, store: SealedStore, root: Root, summary: Summary
             finally:
                 with signals_held():
                     write_summary(request.directory, summary)
+                    leave_report(request.directory, summary, request.config, request.overrides, request.say)
                     record.finish_run(store, summary, request.directory, status)
                     sync.say_what_waits(store, request.directory, request.say)
 

@@ -45,6 +45,8 @@ def result(summary: Summary, directory: Path) -> None:
         return
     _print(_table(summary))
     say(f"Run {summary.run_id}; files in {directory}")
+    if (report := directory / paths.REPORT).is_file():
+        say(f"Report: {report}")
     say(f"Look at it in the browser: {_command()} ui")
 
 

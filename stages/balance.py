@@ -34,6 +34,15 @@ def balancedness_per_layer(gpu: Floats) -> Floats:
     return np.where(top > 0, gpu.mean(axis=1) / np.where(top > 0, top, 1.0), 1.0)
 
 
+ENGINE_METRICS = {
+    "sglang_mean_over_max": "SGLang: mean / max, mean of layers (1 is perfect)",
+    "vllm_sum_mean_over_sum_max": "vLLM: sum of means / sum of maxima (1 is perfect)",
+    "tensorrt_llm_excess": "TensorRT-LLM: (max − mean) / mean, mean of layers (0 is perfect)",
+    "ascend_max_over_mean": "vLLM-Ascend: max / mean, mean of layers (1 is perfect)",
+}
+"""What `engine_metrics` are, in words."""
+
+
 def engine_metrics(gpu: Floats) -> dict[str, float]:
     """The balance of GPU loads [L, R] as each engine defines it (means over layers but for vLLM's ratio of sums)."""
     mean, top = gpu.mean(axis=1), gpu.max(axis=1)

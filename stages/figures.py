@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
@@ -29,20 +31,56 @@ def heat_map(
     return figure
 
 
+@dataclass(frozen=True)
+class Bars:
+    """Upright bars over an index, those of a later series narrower and in front, and a line across at `level`."""
+
+    series: dict[str, npt.NDArray[np.float64]]
+    level: tuple[str, float]
+    title: str
+    x: str
+    y: str
+
+
 def side_by_side(
-    left: npt.NDArray[np.float64], right: npt.NDArray[np.float64], titles: tuple[str, str], x: str, y: str, unit: str
+    left: npt.NDArray[np.float64],
+    right: npt.NDArray[np.float64],
+    titles: tuple[str, str],
+    x: str,
+    y: str,
+    unit: str,
+    bars: Bars | None = None,
 ) -> Figure:
-    """Two heat maps with one colour scale."""
-    figure = _figure((11, 5))
+    """Two heat maps with one colour scale, and `bars` below both."""
+    figure = _figure((11, 5) if bars is None else (11, 7.5))
+    grid = figure.add_gridspec(1 if bars is None else 2, 2, height_ratios=[2] if bars is None else [2, 1])
+    first = figure.add_subplot(grid[0, 0])
+    both = (first, figure.add_subplot(grid[0, 1], sharey=first))
+    both[1].tick_params(labelleft=False)
     low, high = float(min(left.min(), right.min())), float(max(left.max(), right.max()))
-    both = figure.subplots(1, 2, sharey=True)
     for axes, values, title in zip(both, (left, right), titles, strict=True):
         image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis", vmin=low, vmax=high)
         axes.set(title=title, xlabel=x)
         _count(axes.xaxis, axes.yaxis)
-    both[0].set_ylabel(y)
+    first.set_ylabel(y)
     figure.colorbar(image, ax=both, label=unit)
+    if bars is not None:
+        _draw_bars(figure.add_subplot(grid[1, :]), bars)
     return figure
+
+
+def _draw_bars(axes: Axes, bars: Bars) -> None:
+    for index, (name, values) in enumerate(bars.series.items()):
+        colour = (GREY, BLUE, ORANGE)[index % 3]
+        axes.bar(
+            np.arange(len(values)), values, 0.84 - 0.4 * index, color=colour, alpha=1 if index else 0.5, label=name
+        )
+    name, level = bars.level
+    axes.axhline(level, color=ORANGE, linestyle="--", label=name)
+    axes.set(title=bars.title, xlabel=bars.x, ylabel=bars.y)
+    _count(axes.xaxis)
+    axes.legend(frameon=False, ncols=3, fontsize="small")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def lines(

@@ -11,17 +11,19 @@ from stages import paths
 from stages.balance import balancedness_per_layer, gpu_load
 from stages.errors import BadInput
 from stages.expert_map import check_map, duplicate_replicas, moved_slots
+from stages.gpu_balance import read_gpu_balance
 from stages.load import read_load
 from stages.moves import moves_between, write_moves
 from stages.place.config import PlaceStageConfig
+from stages.place.report import optimality_gap
 from stages.placement import Placement, read_placement, write_placement
-from stages.rederived import Rederived
+from stages.rederived import TOLERANCE, Rederived
 
 
 def rederive(
     config: PlaceStageConfig, inputs: Mapping[str, Path], folder: Path, metrics: Mapping[str, float]
 ) -> Rederived:
-    """All metrics but those that speak of the solver: what it proved, and what it would have made of other loads."""
+    """All metrics but what the solver would have made of other loads; what it proved is taken from it."""
     out = Rederived(metrics)
     placement = read_placement(folder / paths.PLACEMENT)
     load = read_load(inputs["load"])
@@ -48,6 +50,16 @@ def rederive(
         f"the balance of {placement.layers} × {placement.deployed.shape[1]} slots, and {len(moves):,} moves"
     )
     return out
+
+
+def _balance(out: Rederived, folder: Path, placement: Placement, total: np.ndarray, world: int) -> None:
+    """What the stage wrote of GPU loads, and the gap that follows from the bound it proved."""
+    balance = read_gpu_balance(folder / paths.GPU_BALANCE)
+    ranks = world if placement.shape is None else placement.shape[1]
+    after = gpu_load(total, placement.deployed, ranks)
+    same = balance.after.shape == after.shape and np.allclose(balance.after, after, rtol=TOLERANCE)
+    out.must(same, f"{paths.GPU_BALANCE} has other GPU loads than the placement gives")
+    out.metric("optimality_gap", optimality_gap(balance.after, balance.bound))
 
 
 def _worth(placement: Placement, total: np.ndarray, world: int) -> dict[str, float]:

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from stages import figures
-from stages.balance import balancedness_per_layer, engine_metrics, gpu_load, lower_bound
+from stages.balance import ENGINE_METRICS, balancedness_per_layer, engine_metrics, gpu_load, lower_bound
 from stages.expert_map import duplicate_replicas, moved_slots, replica_counts
+from stages.gpu_balance import GpuBalance
 from stages.load import LoadStats
 from stages.place.search_report import SearchReport, report_search
 from stages.placement import Placement
@@ -26,25 +27,17 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 
-ENGINE_METRICS = {
-    "sglang_mean_over_max": "SGLang: mean / max, mean of layers (1 is perfect)",
-    "vllm_sum_mean_over_sum_max": "vLLM: sum of means / sum of maxima (1 is perfect)",
-    "tensorrt_llm_excess": "TensorRT-LLM: (max − mean) / mean, mean of layers (0 is perfect)",
-    "ascend_max_over_mean": "vLLM-Ascend: max / mean, mean of layers (1 is perfect)",
-}
-
 
 @dataclass(frozen=True)
 class Judgement:
-    """A placement under all loads. `before`, `after`: GPU loads `[L, R]` in tokens; `next_window`: balancedness of the
+    """A placement under all loads. `balance`: GPU loads before and after; `next_window`: balancedness of the
     later half of the windows under a placement from the earlier half, if there are two windows; `kept`: layers that
     stayed as they were because they had less than `min_gain` to gain; `load`: the rule by which windows counted;
     `search`: what `local_search` has to tell."""
 
     placement: Placement
     ranks: int
-    before: Floats
-    after: Floats
+    balance: GpuBalance
     optimality_gap: float
     next_window: float | None
     min_gain: float
@@ -55,15 +48,15 @@ class Judgement:
 
     def between(self, placement: Placement, ranks: int, before: Floats) -> Judgement:
         """The same of a placement that resizes: what moves counts in the frame of `ranks` ranks that `placement` has."""
-        return replace(self, placement=placement, ranks=ranks, before=before)
+        return replace(self, placement=placement, ranks=ranks, balance=replace(self.balance, before=before))
 
     def metrics(self) -> dict[str, float]:
-        per_layer = balancedness_per_layer(self.after)
+        per_layer = balancedness_per_layer(self.balance.after)
         new, current, experts = self.placement.physical_to_logical_map, self.placement.current, self.placement.experts
         metrics = {
             "balancedness": float(per_layer.mean()),
             "balancedness_worst_layer": float(per_layer.min()),
-            "balancedness_before": float(balancedness_per_layer(self.before).mean()),
+            "balancedness_before": float(balancedness_per_layer(self.balance.before).mean()),
             "optimality_gap": self.optimality_gap,
             "moved_slots": float(moved_slots(current, new, experts, self.ranks)),
             "duplicate_replicas": float(duplicate_replicas(new, experts, self.ranks)),
@@ -85,8 +78,8 @@ class Judgement:
         replicas = replica_counts(self.placement.physical_to_logical_map, self.placement.experts)
         drawn = {
             "gpu_load": figures.side_by_side(
-                _relative(self.before), _relative(self.after), (f"Before: balancedness {_mean(self.before)}", f"After: balancedness {_mean(self.after)}"),
-                x="GPU", y="MoE layer", unit="GPU load / mean of its layer",
+                _relative(self.balance.before), _relative(self.balance.after), (f"Before: balancedness {_mean(self.balance.before)}", f"After: balancedness {_mean(self.balance.after)}"),
+                x="GPU", y="MoE layer", unit="GPU load / mean of its layer", bars=_worst(self.balance),
             ),
         }  # fmt: skip
         if replicas.max() > 1:
@@ -106,8 +99,7 @@ def judge(load: LoadStats, placement: Placement, solver: Solver, found: Found) -
     return Judgement(
         placement,
         ranks,
-        before=gpu_load(total, placement.current, ranks),
-        after=after,
+        balance=GpuBalance(gpu_load(total, placement.current, ranks), after, bound),
         optimality_gap=optimality_gap(after, bound),
         next_window=balancedness_next_window(load, solver),
         min_gain=solver.options.min_gain,
@@ -137,10 +129,10 @@ def balancedness_next_window(load: LoadStats, solver: Solver) -> float | None:
 
 def note(judgement: Judgement, headline: str, metrics: dict[str, float]) -> str:
     """The story in Markdown. `headline` says what placed what where."""
-    layer_after = balancedness_per_layer(judgement.after)
-    layer_before = balancedness_per_layer(judgement.before)
+    layer_after = balancedness_per_layer(judgement.balance.after)
+    layer_before = balancedness_per_layer(judgement.balance.before)
     worst, was_worst = int(layer_after.argmin()), int(layer_before.argmin())
-    engines_before, engines_after = engine_metrics(judgement.before), engine_metrics(judgement.after)
+    engines_before, engines_after = engine_metrics(judgement.balance.before), engine_metrics(judgement.balance.after)
     balancedness = (
         f"**Balancedness {metrics['balancedness_before']:.4f} → {metrics['balancedness']:.4f}** (mean of layers; "
         f"1 is perfect). Worst: MoE layer {worst} at {layer_after[worst]:.4f}; "
@@ -176,6 +168,14 @@ def note(judgement: Judgement, headline: str, metrics: dict[str, float]) -> str:
     return (
         "\n".join([*lines, *(f"- {line}" for line in judgement.search.lines())] if judgement.search else lines) + "\n"
     )
+
+
+def _worst(balance: GpuBalance) -> figures.Bars:
+    """The layer that is least even after, GPU by GPU, against its bound."""
+    layer = balance.least_even
+    before, after, bound = balance.of_layer(layer)
+    title = f"MoE layer {layer}, the least even after, and what the fullest GPU of no placement can beat"
+    return figures.Bars({"before": before, "after": after}, ("bound", bound), title, "GPU", "load / mean")
 
 
 def _mean(gpu: Floats) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from stages.balance import gpu_load
 from stages.contract import Progress, StageResult
 from stages.expert_map import ExpertMap, slots_per_rank
+from stages.gpu_balance import write_gpu_balance
 from stages.load import read_load
 from stages.moves import moves_between, write_moves
 from stages.place.config import PlaceStageConfig
@@ -47,7 +48,11 @@ def place(config: PlaceStageConfig, inputs: Mapping[str, Path], folder: Path, pr
         placement = _in_one_frame(found.map, solver.topology.ranks, now, left, world, load.experts)
         judgement = judgement.between(placement, world, gpu_load(load.total(), now, left))
     moves = moves_between(placement.current, placement.physical_to_logical_map, load.experts, world, world)
-    files = (*write_placement(folder, placement), *write_moves(folder, moves))
+    files = (
+        *write_placement(folder, placement),
+        *write_moves(folder, moves),
+        *write_gpu_balance(folder, judgement.balance),
+    )
 
     progress("judging the placement", 0.5)
     metrics = judgement.metrics()

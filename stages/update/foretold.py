@@ -26,9 +26,8 @@ def foretold(config: UpdateStageConfig, job: Job, transport: str) -> Prediction:
     return predict_pipelined(job.plan, batch, np.maximum(batches.phase, 0), topology, tensors)
 
 
-def beside(config: UpdateStageConfig, job: Job, transport: str, seconds: float) -> str:
+def beside(config: UpdateStageConfig, job: Job, found: Prediction, seconds: float) -> str:
     """Markdown that sets the prediction beside the `seconds` that the update took."""
-    found = foretold(config, job, transport)
     link, busy = busiest_link(job.plan, config.topology)
     if not found.seconds or not seconds:
         return ""

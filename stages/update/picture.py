@@ -23,21 +23,24 @@ COLOURS = {
 PART_COLOURS = (ORANGE, BLUE, GREY, "#38a169", "#805ad5")
 
 
-def timeline(measured: Measured) -> Figure:
+def timeline(measured: Measured, predicted: float) -> Figure:
     """Left: the phases of each rank over time. Right: seconds of each layer, or of what was done with each batch, those
-    of the slowest rank."""
+    of the slowest rank. Below: the seconds that were `predicted`, and those that were measured."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     ranks = len(measured.spans)
-    figure = Figure(figsize=(11, 1.8 + 0.3 * min(ranks, 24)), layout="constrained")
-    phases, layers = figure.subplots(1, 2)
+    upper, lower = 1.8 + 0.3 * min(ranks, 24), 1.1
+    figure = Figure(figsize=(11, upper + lower), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=[upper, lower])
+    phases, layers = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
     for index, phase in enumerate(TIMED):
         begin, end = measured.spans[:, index, 0], measured.spans[:, index, 1]
         phases.barh(np.arange(ranks), end - begin, left=begin, color=COLOURS[phase], label=phase.name.replace("_", " "))
     phases.set(title="Phases of each rank", xlabel="seconds", ylabel="rank")
     phases.invert_yaxis()
-    phases.yaxis.get_major_locator().set_params(integer=True)
-    figure.legend(loc="outside lower center", ncols=len(TIMED), frameon=False, fontsize="small")
+    phases.yaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside upper left", ncols=len(TIMED), frameon=False, fontsize="small")
     unit, parts = ("layer", EVENTS[:1]) if measured.event_seconds("layer").size else ("batch", SPLIT)
     for what, colour in zip(parts, PART_COLOURS, strict=False):
         slowest = measured.event_seconds(what).max(axis=0, initial=0) * 1e3
@@ -46,6 +49,14 @@ def timeline(measured: Measured) -> Figure:
     layers.set_ylim(bottom=0)
     if len(parts) > 1:
         layers.legend(frameon=False, fontsize="small", ncols=len(parts))
-    for axes in (phases, layers):
+    both = figure.add_subplot(grid[1, :])
+    took = float(measured.seconds.max())
+    found = both.barh(
+        ["predicted for these batches", "measured"], np.array([predicted, took]) * 1e3, color=[GREY, ORANGE]
+    )
+    both.bar_label(found, fmt=" %.4g ms", fontsize="small")
+    both.set(title="The update, predicted and measured", xlabel="milliseconds")
+    both.invert_yaxis()
+    for axes in (phases, layers, both):
         axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -98,7 +98,7 @@ def _tell_what_is_held(
 
 
 def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Measured, folder: Path) -> StageResult:
-    from stages.update.foretold import beside
+    from stages.update.foretold import beside, foretold
 
     first, committed, batches, resent = measured.steps.tolist()
     execution = Execution(
@@ -127,6 +127,7 @@ def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Mea
         split=measured.split() if config.update.executor == "pipelined" else {},
     )
     names = tuple(tensor.name for tensor in config.model.tensors)
+    prediction = foretold(config, job, machine.transport)
     table = ChecksumTable(measured.before, measured.after, job.old, job.new, names, job.ranks)
     files = (
         *write_execution(folder, execution),
@@ -144,7 +145,7 @@ def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Mea
             **{name: float(getattr(execution, name)) for name in metrics},
             **{f"{what}_seconds": seconds for what, seconds in execution.split.items()},
         },
-        figures={"timeline": timeline(measured)},
+        figures={"timeline": timeline(measured, prediction.seconds)},
         tags={
             "executor": execution.executor,
             "backend": execution.backend,
@@ -155,7 +156,7 @@ def _report(config: UpdateStageConfig, job: Job, machine: Machine, measured: Mea
             "nccl": execution.nccl or "none",
             "weights": execution.weights,
         },
-        note=_note(config, execution, job) + beside(config, job, machine.transport, execution.update_seconds),
+        note=_note(config, execution, job) + beside(config, job, prediction, execution.update_seconds),
     )
     if measured.complete:
         return result

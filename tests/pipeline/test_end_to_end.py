@@ -16,6 +16,8 @@ import pytest
 from pipeline.cli import main
 from pipeline.store import SQLITE, Store
 from pipeline.summary import Summary, read_summary
+from tests.pipeline.report.parsed import parse
+from tests.pipeline.report.test_page import ALL, section, titles
 from tests.pipeline.test_cli import _quiet_logging  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +25,7 @@ TINY = ("model=tiny", "collect=synthetic", "topology=1x2", "place.redundant_expe
 STAGES = ("collect", "place", "plan", "update", "verify")
 FILES = {
     "collect": {"load.safetensors", "load.csv"},
-    "place": {"placement.json", "placement.safetensors"},
+    "place": {"placement.json", "placement.safetensors", "balance.safetensors"},
     "plan": {"transfers.parquet", "transfers.csv", "traffic.json"},
     "update": {"execution.json", "checksums.parquet", "checksums.csv", "trace.json"},
     "verify": {"verdict.json"},
@@ -76,6 +78,10 @@ def test_the_main_job_is_verified_and_then_cached(here: Path, capsys: pytest.Cap
     assert {event["pid"] for event in events["traceEvents"]} == {0, 1}
     out = capsys.readouterr().out
     assert "verified: every byte is where it belongs" in out
+    assert f"Report: {here / 'one' / 'report.html'}" in out
+    report = parse((here / "one" / "report.html").read_text(encoding="utf-8").removeprefix("<!DOCTYPE html>\n"))
+    assert set(ALL) <= set(titles(report))
+    assert report.one("pre", class_="command").text == f"moesaic run {' '.join(TINY)}"
     code, second = run(here, "two")
     assert (code, second.status, states(second)) == (0, "verified", ["cached"] * 5)
     kept = here / "outputs" / "mlartifacts" / str(first.stages["verify"].run_id) / "artifacts" / "verdict.json"
@@ -120,6 +126,9 @@ def test_a_wrong_byte_exits_3_with_a_table(here: Path, capsys: pytest.CaptureFix
     for words in ("layer 2", "slot 5", "rank 1"):
         assert words in last, last
     assert "1 wrong checksums" in captured.out
+    report = parse((here / "bad" / "report.html").read_text(encoding="utf-8").removeprefix("<!DOCTYPE html>\n"))
+    assert "layer 2 slot 5 (rank 1)" in report.all(role="status")[0].text
+    assert section(report, "Checksum verdict").one(class_="banner").text.startswith("✕ Failed: 1 checksum of ")
     verdict = json.loads((here / "bad" / "verify" / "verdict.json").read_text())
     assert [(m["layer"], m["slot"], m["rank"]) for m in verdict["mismatches"]] == [(2, 5, 1)]
     store = Store(f"{SQLITE}{here / 'outputs' / 'mlflow.db'}", "moesaic")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from stages.figures import curves, heat_map, lines, side_by_side
+from stages.figures import Bars, curves, heat_map, lines, side_by_side
 
 
 def png(figure: Figure) -> bytes:
@@ -34,6 +34,19 @@ def test_side_by_side_has_one_scale() -> None:
     assert [axes.get_title() for axes in (left, right)] == ["before", "after"]
     assert left.images[0].get_clim() == right.images[0].get_clim() == (0.0, 7.0)
     assert png(figure).startswith(b"\x89PNG")
+
+
+def test_bars_below_two_heat_maps_have_their_level() -> None:
+    bars = Bars(
+        {"before": np.array([2.0, 1.0]), "after": np.array([1.5, 1.5])}, ("bound", 1.4), "layer 3", "GPU", "load / mean"
+    )
+    *_, axes = side_by_side(np.eye(2), np.eye(2), ("a", "b"), "x", "y", "unit", bars).axes
+    assert [bar.get_height() for bar in axes.patches] == [2.0, 1.0, 1.5, 1.5]
+    assert axes.lines[0].get_ydata() == [1.4, 1.4]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert {text.get_text() for text in legend.get_texts()} == {"before", "after", "bound"}
+    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("layer 3", "GPU", "load / mean")
 
 
 def test_lines_draws_every_series() -> None:

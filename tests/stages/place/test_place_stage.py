@@ -195,7 +195,7 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         result, _ = run(tmp_path / name, COUNTS, topology=(2, 2), redundant_experts=4)
-        assert result.files == (paths.PLACEMENT, paths.PLACEMENT_JSON, paths.MOVES)
+        assert result.files == (paths.PLACEMENT, paths.PLACEMENT_JSON, paths.MOVES, paths.GPU_BALANCE)
         digests.append([paths.sha256(tmp_path / name / "place" / file) for file in result.files])
     assert digests[0] == digests[1]
 
@@ -204,7 +204,8 @@ def test_file_round_trip(tmp_path: Path) -> None:
     """What the stage wrote is what `place=file` reads, in both of its formats, and its P wins."""
     (tmp_path / "first").mkdir()
     first, placement = run(tmp_path / "first", COUNTS, topology=(2, 2), redundant_experts=4)
-    for name in first.files:
+    for name in (paths.PLACEMENT, paths.PLACEMENT_JSON):
+        assert name in first.files
         path = str(tmp_path / "first" / "place" / name)
         result, again = run(tmp_path, COUNTS, topology=(2, 2), algorithm="file", path=path, redundant_experts=40)
         np.testing.assert_array_equal(again.physical_to_logical_map, placement.physical_to_logical_map)

@@ -1,0 +1,1 @@
+"""What a report shows, read back from its HTML."""
