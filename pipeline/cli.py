@@ -93,8 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--backend", choices=["auto", "gloo", "nccl"], default="auto", help="to calibrate")
     doctor.set_defaults(command=_doctor)
 
-    audit = _audit_parser(commands)
-    for command in (status, export, ui, doctor, audit, *upkeep.commands(commands)):
+    audit, compare = _audit_parser(commands), _compare_parser(commands)
+    for command in (status, export, ui, doctor, audit, compare, *upkeep.commands(commands)):
         command.add_argument("--tracking-uri", metavar="URI", help="the store (default: as `moesaic run` takes it)")
         command.add_argument("--experiment", default="moesaic", help="the MLflow experiment (default: moesaic)")
     return parser
@@ -109,6 +109,24 @@ def _audit_parser(commands: Any) -> argparse.ArgumentParser:
     audit.add_argument("--json", action="store_true", help="print JSON")
     audit.set_defaults(command=_audit)
     return audit
+
+
+def _compare_parser(commands: Any) -> argparse.ArgumentParser:
+    compare: argparse.ArgumentParser = commands.add_parser(
+        "compare", help="in what two runs differ: config, inputs, code, metrics, and which experts are where"
+    )
+    compare.add_argument("a", metavar="A", help="a run: its id or the beginning of it")
+    compare.add_argument("b", metavar="B")
+    compare.add_argument("--json", action="store_true", help="print JSON")
+    compare.set_defaults(command=_compare)
+    return compare
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from pipeline.compare import compare, render
+
+    print(render(compare(_store(options), options.a, options.b), as_json=options.json))
+    return 0
 
 
 def _audit(options: argparse.Namespace) -> int:

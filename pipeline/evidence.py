@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.seal import NAME_TAG, RESTLESS, SEAL_TAG, Record, read_record
 from pipeline.store import TAG, Store
@@ -144,19 +144,17 @@ def _metric_faults(store: Store, run: Run, record: Record) -> Iterator[tuple[str
 
 
 def _dataset_faults(run: Run, record: Record) -> Iterator[str]:
-    def told(name: str, sha256: str, source: str, profile: Any, context: str) -> tuple[str, str]:
-        return name, json.dumps([sha256, source, profile, context], sort_keys=True)
-
+    """By name, content and what each is to the run. Where it came from is not compared: the store keeps one data set of
+    a name and digest, with the source that some run was first to name."""
     now = []
     for item in run.inputs.dataset_inputs if run.inputs is not None else ():
-        source = json.loads(item.dataset.source)
         context = {tag.key: tag.value for tag in item.tags}.get("mlflow.data.context", "")
-        profile = json.loads(item.dataset.profile or "{}")
-        now.append(told(item.dataset.name, source["sha256"], source["uri"], profile, context))
-        if not source["sha256"].startswith(item.dataset.digest):
-            yield f"the digest of the dataset {item.dataset.name} is {item.dataset.digest}, not {source['sha256']}"
-    then = [told(d["name"], d["sha256"], d["source"], d["profile"], d["context"]) for d in record.datasets]
-    for name, _ in sorted(set(now) ^ set(then)):
+        sha256 = json.loads(item.dataset.source)["sha256"]
+        now.append((item.dataset.name, sha256, context))
+        if not sha256.startswith(item.dataset.digest):
+            yield f"the digest of the dataset {item.dataset.name} is {item.dataset.digest}, and was {sha256}"
+    then = [(d["name"], d["sha256"], d["context"]) for d in record.datasets]
+    for name in sorted({each[0] for each in set(now) ^ set(then)}):
         yield f"the dataset {name} is not the one that it was given"
 
 

@@ -141,7 +141,7 @@ def _recorded(request: Request, store: SealedStore, root: Root, summary: Summary
                 with signals_held():
                     write_summary(request.directory, summary)
                     leave_report(request.directory, summary, request.config, request.overrides, request.say)
-                    record.finish_run(store, summary, request.directory, status)
+                    record.finish_run(store, summary, request.directory, request.overrides, status)
                     sync.say_what_waits(store, request.directory, request.say)
 
 
@@ -232,7 +232,9 @@ class _Walk:
         partial.mkdir(parents=True)
         began = time.perf_counter()
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        with record.stage_run(self.store, self.summary.run_id, spec, parts, why) as stage:
+        of = record.run_name(self.request.config, self.request.overrides)
+        lineage = record.lineage(spec, parts, self.summary)
+        with record.stage_run(self.store, self.summary.run_id, of, spec, parts, why, lineage) as stage:
             state.run_id = stage.run_id
             inputs = {name: self.request.directory / origin / file for name, (origin, file) in spec.inputs.items()}
             try:

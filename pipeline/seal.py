@@ -64,6 +64,7 @@ class Sealed:
     seal: str
     tags: Mapping[str, str]
     datasets: tuple[Dataset, ...]
+    files: frozenset[str]
 
 
 class SealedStore(Store):
@@ -99,7 +100,7 @@ class SealedStore(Store):
                 file = Path(temporary) / paths.RECORD
                 record.write(file)
                 seal = paths.sha256(file)
-                self._sealed[run_id] = Sealed(seal, record.tags, _datasets_of(record))
+                self._sealed[run_id] = Sealed(seal, record.tags, _datasets_of(record), frozenset(record.files))
                 self.tag(run_id, {SEAL: seal})
                 self.artifact(run_id, file)
         super().finish(run_id, status)
@@ -113,7 +114,9 @@ class SealedStore(Store):
                 if any(tag.value == LOADS for tag in item.tags):
                     source, profile = json.loads(item.dataset.source), json.loads(item.dataset.profile or "{}")
                     datasets.append(Dataset(item.dataset.name, source["uri"], source["sha256"], profile))
-            self._sealed[run_id] = Sealed(run.data.tags.get(SEAL_TAG, ""), run.data.tags, tuple(datasets))
+            self._sealed[run_id] = Sealed(
+                run.data.tags.get(SEAL_TAG, ""), run.data.tags, tuple(datasets), frozenset(self.files(run))
+            )
         return self._sealed[run_id]
 
 

@@ -17,6 +17,7 @@ from pipeline.lifecycle import birth_tags, heartbeat, reap_orphans, signals_held
 from pipeline.schema import tracking_options
 from pipeline.seal import SealedStore
 from pipeline.store import TAG, tracking_uri
+from pipeline.story import padded
 from stages import paths
 
 PARENT = "sweep.json"
@@ -82,5 +83,5 @@ class Sweep:
                 self.store.tag(self.run_id, {"outcome": "failed" if cause else "done", "cause": cause})
             finally:
                 self.ends.close()
-                self.store.finish(self.run_id, status, record.padded(story + found.note(self.store.experiment_id)))
+                self.store.finish(self.run_id, status, padded(story + found.note(self.store.experiment_id)))
         return found
