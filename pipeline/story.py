@@ -49,7 +49,7 @@ def _gist(summary: Summary) -> str:
     rows = dict(headline(summary))
     before, after = rows.get("Balancedness before"), rows.get("Balancedness after", "")
     told = [f"balancedness {before} → {after.partition('  ')[0]}" if before else ""]
-    told += [f"{label.lower()}: {rows[label].partition('  ')[0]}" for label in GIST if label in rows]
+    told += [f"{label[0].lower()}{label[1:]}: {rows[label].partition('  ')[0]}" for label in GIST if label in rows]
     return "; ".join(filter(None, told)) or "up to what was asked for"
 
 
