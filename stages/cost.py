@@ -18,6 +18,8 @@ import numpy.typing as npt
 from stages.topology import Floats, Link, Topology
 from stages.transfers import Ints, Kind, TransferPlan
 
+IN_FLIGHT = 2
+"""Batches of the pipelined executor at once: one on its way while the one before is checked and committed."""
 COPIES = {Kind.same_gpu: 2, Kind.free_rider: 1}
 """Copies of an expert within its rank, through staging; one for all others."""
 
@@ -44,33 +46,52 @@ def predict_reference(
     after = _copy_seconds(plan, plan.layer, layers, topology) + topology.device.layer_us * 1e-6
     network = plan.select(plan.network)
     groups = network.layer if one_group else network.layer * (network.round.max(initial=0) + 1) + network.round
-    done = _finish(network, network.layer, groups, topology, tensors, after, barrier=False)
+    latencies = _latencies(topology, topology.device.layer_message_us)
+    done = _finish(network, network.layer, groups, topology, tensors, latencies, after, barrier=False)
     return Prediction("reference", float(done.max(initial=0.0)), np.diff(done, prepend=0.0))
 
 
 def predict_pipelined(plan: TransferPlan, batch: Ints, phase: Ints, topology: Topology, tensors: int) -> Prediction:
     """The pipelined executor. `batch`, `phase` [N]: the batch of each row, and in which of its groups a hop goes.
 
-    The network of a batch, packed into one message a tensor and peer, overlaps what is done with the one before:
-    hashing what arrived, the vote, and copying it into the slots.
+    The network of a batch overlaps what is done with the ones before: hashing what arrived, and copying it into the
+    slots. Where `device.batch_message_us` is known a GPU does all that: messages are queued beforehand and go out at
+    full speed, and hashing, copying and packing overlap each other too.
     """
     batches = int(batch.max(initial=-1)) + 1
     order = np.lexsort((phase, batch))
     plan, batch, phase = plan.select(order), batch[order], phase[order]
     device, crossing = topology.device, plan.network
+    queued = device.batch_message_us is not None
     groups = batch * (phase.max(initial=0) + 1) + phase
     nothing = np.zeros((batches, topology.ranks))
-    done = _finish(plan.select(crossing), batch[crossing], groups[crossing], topology, tensors, nothing, barrier=True)
-    moving = np.diff(done, prepend=0.0)
+    done = _finish(
+        plan.select(crossing), batch[crossing], groups[crossing], topology, tensors,
+        _latencies(topology, device.batch_message_us), nothing, barrier=True, curved=not queued,
+    )  # fmt: skip
+    moving = np.diff(done, prepend=0.0) + device.batch_us * 1e-6
     packed = _per_rank(batch[crossing], plan.src_rank[crossing], plan.bytes[crossing], batches, topology.ranks)
     hashed = _per_rank(batch[crossing], plan.dst_rank[crossing], plan.bytes[crossing], batches, topology.ranks)
-    local = _copy_seconds(plan, batch, batches, topology)
-    local += packed / (device.copy_gb_per_s * 1e9) + hashed / (device.checksum_gb_per_s * 1e9)
-    beside = local.max(axis=1, initial=0.0) + device.batch_us * 1e-6
-    parts = np.maximum(moving, np.concatenate([[0.0], beside[:-1]])) if batches else moving
-    if batches:
-        parts[-1] += beside[-1]
-    return Prediction("pipelined", float(parts.sum()), parts)
+    packing, hashing = packed / (device.copy_gb_per_s * 1e9), hashed / (device.checksum_gb_per_s * 1e9)
+    copying = _copy_seconds(plan, batch, batches, topology, in_place=queued)
+    if queued:
+        done = _overlapped([moving, hashing.max(axis=1, initial=0.0), copying.max(axis=1, initial=0.0)])
+    else:
+        done = _overlapped([moving, (packing + hashing + copying).max(axis=1, initial=0.0)])
+    return Prediction("pipelined", float(done.max(initial=0.0)), np.diff(done, prepend=0.0))
+
+
+def _overlapped(steps: list[Floats]) -> Floats:
+    """[B]: when each batch is through all `steps` (seconds [B] of each), which do one batch at a time; a batch sets out
+    when the one `IN_FLIGHT` before it is through."""
+    through = np.zeros(len(steps[0]))
+    at = [0.0] * len(steps)
+    for b, seconds in enumerate(zip(*(step.tolist() for step in steps), strict=True)):
+        clock = float(through[b - IN_FLIGHT]) if b >= IN_FLIGHT else 0.0
+        for n, needs in enumerate(seconds):
+            clock = at[n] = max(clock, at[n]) + needs
+        through[b] = clock
+    return through
 
 
 def link_seconds(plan: TransferPlan, topology: Topology) -> dict[str, Floats]:
@@ -106,12 +127,13 @@ def busiest_link(plan: TransferPlan, topology: Topology) -> tuple[str, float]:
 
 
 def _finish(
-    network: TransferPlan, part: Ints, group: Ints, topology: Topology, messages: int, after: Floats, *, barrier: bool
-) -> Floats:
+    network: TransferPlan, part: Ints, group: Ints, topology: Topology, messages: int, latencies: Floats, after: Floats, *,
+    barrier: bool, curved: bool = True,
+) -> Floats:  # fmt: skip
     from stages.clocks import finish_times
 
     links = (topology.links.within_node, topology.links.between_nodes)
-    curves = [_curve(link) for link in links]
+    curves = [_curve(link, curved) for link in links]
     return finish_times(
         part,
         group,
@@ -121,7 +143,7 @@ def _finish(
         float(messages),
         topology.gpus_per_node,
         np.array([link.gb_per_s * 1e9 for link in links]),
-        np.array([link.latency_us * 1e-6 for link in links]),
+        latencies,
         np.cumsum([0, *(len(sizes) for sizes, _ in curves)]),
         np.concatenate([sizes for sizes, _ in curves]),
         np.concatenate([seconds for _, seconds in curves]),
@@ -131,19 +153,26 @@ def _finish(
     )
 
 
-def _curve(link: Link) -> tuple[Floats, Floats]:
-    if not link.curve:
+def _latencies(topology: Topology, message_us: float | None) -> Floats:
+    """[2]: seconds of a message within a node and between nodes."""
+    links = (topology.links.within_node, topology.links.between_nodes)
+    return np.array([(link.latency_us if message_us is None else message_us) * 1e-6 for link in links])
+
+
+def _curve(link: Link, curved: bool) -> tuple[Floats, Floats]:
+    if not link.curve or not curved:
         return np.zeros(0), np.zeros(0)
     sizes, fractions = np.asarray(link.curve, dtype=np.float64).T
     return sizes, sizes / (link.gb_per_s * 1e9 * fractions)
 
 
-def _copy_seconds(plan: TransferPlan, part: Ints, parts: int, topology: Topology) -> Floats:
-    """[parts, R]: copying what a part brings into the slots."""
+def _copy_seconds(plan: TransferPlan, part: Ints, parts: int, topology: Topology, *, in_place: bool = False) -> Floats:
+    """[parts, R]: copying what a part brings into the slots; `in_place`: without detours within a rank."""
     lands = plan.dst_slot >= 0
     copies = np.ones(len(plan), dtype=np.int64)
-    for kind, count in COPIES.items():
-        copies[plan.kind == kind] = count
+    if not in_place:
+        for kind, count in COPIES.items():
+            copies[plan.kind == kind] = count
     moved = _per_rank(part[lands], plan.dst_rank[lands], (plan.bytes * copies)[lands], parts, topology.ranks)
     return moved / (topology.device.copy_gb_per_s * 1e9)
 

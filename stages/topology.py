@@ -82,12 +82,16 @@ class Device:
     copy_gb_per_s, checksum_gb_per_s: bytes copied, or hashed, in a second
     layer_us: a layer of the reference executor, whatever moves in it
     batch_us: a batch of the pipelined executor, whatever moves in it: launches, the vote
+    layer_message_us, batch_message_us: a message of either executor (one tensor of one expert) beside its bytes; null:
+        the latency of its link
     """
 
     copy_gb_per_s: float = 5.0
     checksum_gb_per_s: float = 2.0
     layer_us: float = 0.0
     batch_us: float = 0.0
+    layer_message_us: float | None = None
+    batch_message_us: float | None = None
 
 
 @dataclass
@@ -121,8 +125,8 @@ class Topology:
                 raise BadInput(
                     f"topology.device.{key}={getattr(self.device, key)} is not possible: it must be above 0."
                 )
-        for key in ("layer_us", "batch_us"):
-            if not 0 <= getattr(self.device, key) < math.inf:
+        for key in ("layer_us", "batch_us", "layer_message_us", "batch_message_us"):
+            if not 0 <= (getattr(self.device, key) or 0) < math.inf:
                 raise BadInput(f"topology.device.{key}={getattr(self.device, key)} must not be negative.")
 
     @property
@@ -162,6 +166,6 @@ def as_config(topology: Topology, remarks: list[str]) -> str:
         *link(topology.links.between_nodes),
         f"  node_gb_per_s: {'null' if topology.links.node_gb_per_s is None else topology.links.node_gb_per_s}",
         "device:",
-        *(f"  {key}: {value}" for key, value in asdict(topology.device).items()),
+        *(f"  {key}: {'null' if value is None else value}" for key, value in asdict(topology.device).items()),
     ]
     return "\n".join(lines) + "\n"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.report.markup import Child, Html, join, tag
+from pipeline.report.markup import Child, Html, tag
 
 Floats = npt.NDArray[np.float64]
 
@@ -79,12 +79,6 @@ def line(x1: float, y1: float, x2: float, y2: float, style: str) -> Html:
     return tag("line", x1=percent(x1), y1=percent(y1), x2=percent(x2), y2=percent(y2), class_=style)
 
 
-def words(x: float, y: float, said: str, style: str = "", anchor: str = "start", dx: float = 0, dy: float = 0) -> Html:
-    return tag(
-        "text", said, x=percent(x), y=percent(y), class_=style or None, text_anchor=anchor, dx=dx or None, dy=dy or None
-    )
-
-
 def percent(fraction: float) -> str:
     return f"{fraction * 100:.4g}%"
 
@@ -129,11 +123,6 @@ def _right(labels: Sequence[Label], height: int) -> Html:
         for at, label in zip(places, labels, strict=True)
     )
     return tag("div", *spans, class_="right")
-
-
-def swatched(*parts: Child) -> Html:
-    """A title some words of which are in the colours of what they name: parts by `named`."""
-    return join(*parts)
 
 
 def named(said: str, style: str) -> Html:

@@ -9,7 +9,9 @@ from typing import TypeAlias
 VOID = frozenset({"br", "img", "meta"})
 UNSEEN = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 127, *range(8234, 8239), *range(8294, 8298)), "�")
 """Control characters, and those that turn the direction of text: neither belongs on a page that people judge by."""
-CREDENTIALS = re.compile(r"(://[^/\s:@\"'<>]*):[^@/\s\"'<>]+@")
+CREDENTIALS = re.compile(
+    r"(://[^/\s:@\"'<>]*):[^/\s\"'<>]+@|([?&;]\w*(?:password|token|secret|signature)=)[^&\s\"'<>]+", re.IGNORECASE
+)
 
 
 class Html(str):
@@ -60,4 +62,4 @@ def table(header: tuple[Child, ...], rows: list[tuple[Child, ...]], *, numbers: 
 
 def without_credentials(page: str) -> Html:
     """`page` with the passwords of all addresses in it masked."""
-    return Html(CREDENTIALS.sub(r"\1:***@", page))
+    return Html(CREDENTIALS.sub(lambda found: f"{found[1]}:***@" if found[1] is not None else f"{found[2]}***", page))

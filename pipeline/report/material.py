@@ -15,6 +15,7 @@ from pipeline.keys import Manifest, read_manifest
 from pipeline.report.timeline import Trace, read_trace
 from pipeline.summary import Summary
 from stages import paths
+from stages.errors import sentence_of
 from stages.execution import Execution, read_execution
 from stages.gpu_balance import GpuBalance, read_gpu_balance
 from stages.holdings import Holdings, read_holdings
@@ -40,7 +41,8 @@ class Origin:
 
 @dataclass(frozen=True)
 class Material:
-    """`manifests` and `pictures` by stage; of the rest, what the newest stage that has it left, or None."""
+    """`manifests` and `pictures` by stage; of the rest, what the newest stage that has it left, or None. `unread`: what
+    could not be read, and why."""
 
     summary: Summary
     origin: Origin
@@ -54,6 +56,7 @@ class Material:
     trace: Trace | None = None
     holdings: Holdings | None = None
     verdict: Verdict | None = None
+    unread: tuple[str, ...] = ()
 
     def metric(self, name: str) -> float | None:
         """Of the stage that reports it, `place.balancedness` for example."""
@@ -65,6 +68,7 @@ class Material:
 def gather(directory: Path, summary: Summary, origin: Origin) -> Material:
     """Of the run in `directory`. A stage's folder counts if its manifest has the key that this run gave the stage."""
     manifests, folders = {}, {}
+    unread: list[str] = []
     for name, state in summary.stages.items():
         file = directory / name / paths.MANIFEST
         if state.key is not None and file.is_file():
@@ -73,8 +77,12 @@ def gather(directory: Path, summary: Summary, origin: Origin) -> Material:
                 manifests[name], folders[name] = manifest, directory / name
 
     def found(file: str, read: Callable[[Path], T]) -> T | None:
-        last = [folder / file for folder in folders.values() if (folder / file).is_file()]
-        return read(last[-1]) if last else None
+        last = [name for name, folder in folders.items() if (folder / file).is_file()]
+        try:
+            return read(folders[last[-1]] / file) if last else None
+        except Exception as error:  # a stage may use a name for something else: the rest of the report is still true
+            unread.append(f"{last[-1]}/{file}: {sentence_of(error)}")
+            return None
 
     return Material(
         summary=summary,
@@ -89,4 +97,5 @@ def gather(directory: Path, summary: Summary, origin: Origin) -> Material:
         trace=found(paths.TRACE, read_trace),
         holdings=found(paths.JOURNAL, read_holdings),
         verdict=found(paths.VERDICT, read_verdict),
+        unread=tuple(unread),
     )

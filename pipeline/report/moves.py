@@ -83,8 +83,7 @@ def predicted(found: Mapping[str, Any] | None, execution: Execution) -> Html:
     rows.append(("measured", took, seconds(took), "now"))
     lines = [lying(rows)]
     if foretold.get("seconds") and took:
-        off = foretold["seconds"] / took - 1
-        much = f"{abs(off):.0%} too {'much' if off > 0 else 'little'}" if abs(off) >= 0.005 else "right"
+        much = off_by(foretold["seconds"], took)
         lines.append(
             tag(
                 "p",
@@ -98,6 +97,15 @@ def predicted(found: Mapping[str, Any] | None, execution: Execution) -> Html:
         lines.append(tag("p", bytes_said(planned, execution)))
     lines.append(rates(execution))
     return join(*lines)
+
+
+def off_by(foretold: float, took: float) -> str:
+    """How far a prediction is off, in words."""
+    ratio = foretold / took
+    way = "much" if ratio > 1 else "little"
+    if 0.5 <= ratio <= 2:
+        return f"{abs(ratio - 1):.0%} too {way}" if abs(ratio - 1) >= 0.005 else "right"
+    return f"{max(ratio, 1 / ratio):.3g} times too {way}"
 
 
 def bytes_said(planned: list[int], execution: Execution) -> str:

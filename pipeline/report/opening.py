@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -49,7 +50,7 @@ def asked_rows(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("Model", _listed(_of(model, "name"), _counted(model, "layers", "MoE layer"), _counted(model, "experts", "expert"), _scale(model))),
         ("Loads", _listed(*_loads(collect), *_named(collect, "label", "window"))),
-        ("GPUs", _listed(_gpus(topology), _of(topology, "name"), speed)),
+        ("GPUs", _listed(_gpus(topology), _topology(topology), speed)),
         ("Placement", _listed(_of(place, "algorithm"), _counted(place, "redundant_experts", "redundant expert", "a layer"), *_named(
             place, "path", "current", "target_balancedness", "max_moved_bytes", "max_moved_slots", "ranks", "lost_ranks"))),
         ("Plan", _listed(_of(plan, "policy"))),
@@ -122,6 +123,12 @@ def _of(group: Any, key: str) -> Any:
 def _gpus(topology: Any) -> str:
     nodes, each = _of(topology, "nodes"), _of(topology, "gpus_per_node")
     return f"{nodes} × {each} GPUs" if nodes and each else ""
+
+
+def _topology(topology: Any) -> str:
+    """The name of the topology, but for one that only says how many nodes and GPUs there were before overrides."""
+    name = str(_of(topology, "name") or "")
+    return "" if re.fullmatch(r"\d+x\d+", name) else name
 
 
 def _listed(*parts: object) -> str:

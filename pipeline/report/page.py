@@ -9,9 +9,13 @@ from pipeline.report import experts, gpus, moves, opening, proof, provenance
 from pipeline.report.markup import Html, join, tag, without_credentials
 from pipeline.report.material import Material
 from pipeline.report.style import CSS
+from stages.errors import sentence_of
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What a browser lets the page do: nothing is loaded, and nothing runs."""
+
+
+UNMADE = "This section could not be made"
 
 
 @dataclass(frozen=True)
@@ -54,14 +58,22 @@ SECTIONS = (
     Section("predicted", "Predicted and measured", lambda m: moves.predicted(m.traffic, m.execution) if m.execution else None),
     Section("verdict", "Checksum verdict", lambda m: proof.verdict(m.verdict) if m.verdict else None),
     Section("engines", "Balance as each engine measures it", lambda m: gpus.engines(m.balance) if m.balance else None),
-    Section("figures", "More figures", provenance.pictures),
+    Section("figures", "What else the stages found", provenance.others),
     Section("provenance", "Provenance", provenance.provenance),
 )  # fmt: skip
 
 
+def _body(section: Section, material: Material) -> Html | None:
+    """One section that cannot be made does not take the others along."""
+    try:
+        return section.body(material)
+    except Exception as error:
+        return tag("p", f"{UNMADE}: {sentence_of(error)}")
+
+
 def page(material: Material) -> Html:
     """The whole report, as one file that needs no other."""
-    found = [(section, body) for section in SECTIONS if (body := section.body(material)) is not None]
+    found = [(section, body) for section in SECTIONS if (body := _body(section, material)) is not None]
     title = opening.title(material.origin.asked)
     head = tag(
         "head",

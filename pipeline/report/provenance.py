@@ -8,10 +8,13 @@ from pathlib import Path
 from pipeline.keys import Manifest
 from pipeline.report.markup import Child, Html, join, table, tag
 from pipeline.report.material import Material
-from pipeline.report.units import seconds
+from pipeline.report.units import metric, seconds
+from stages import paths
 
-DRAWN = {"gpu_load", "gpu_bars", "replicas", "expert_load", "skew", "traffic", "layers", "timeline", "predicted"}
+DRAWN = {"gpu_load", "replicas", "expert_load", "skew", "traffic", "layers", "timeline"}
 """Figures that the report draws itself."""
+KNOWN = {paths.LOAD, paths.PLACEMENT, paths.TRAFFIC, paths.EXECUTION, paths.VERDICT}
+"""Files of stages that the report has sections about."""
 MOST_PICTURE_BYTES = 1_000_000
 
 
@@ -35,6 +38,7 @@ def provenance(material: Material) -> Html:
     return join(
         tag("dl", *(join(tag("dt", name), tag("dd", said)) for name, said in facts if said)),
         digests(material),
+        tag("p", f"Not shown, as it could not be read: {'; '.join(material.unread)}.") if material.unread else None,
         *stages,
         folded("All numbers", numbers(material)),
         folded("Config, with all defaults", tag("pre", origin.config)) if origin.config else None,
@@ -75,16 +79,25 @@ def numbers(material: Material) -> Html:
     return table(("metric", "value"), list(rows), numbers=(1,)) if rows else tag("p", "None were reported.")
 
 
-def pictures(material: Material) -> Html | None:
-    """Figures of stages that no section here draws: of those that a pipeline has added, for example."""
-    shown: list[Html] = []
+def others(material: Material) -> Html | None:
+    """Of the stages: the numbers of those that no section is about, such as one that a pipeline has added, and the figures
+    that no section draws."""
+    shown: list[Html | None] = []
     room = MOST_PICTURE_BYTES
-    for stage_name, files in material.pictures.items():
-        for file in files:
-            if file.stem in DRAWN or (room := room - file.stat().st_size) < 0:
-                continue
-            shown.append(picture(f"{stage_name}: {file.stem.replace('_', ' ')}", file))
-    return tag("div", *shown, class_="pair") if shown else None
+    for name, manifest in material.manifests.items():
+        known = KNOWN & manifest.outputs.keys()
+        metrics = material.summary.stages[name].metrics if name in material.summary.stages and not known else {}
+        drawn = [
+            picture(f"{name}: {file.stem.replace('_', ' ')}", file)
+            for file in material.pictures.get(name, ())
+            if file.stem not in DRAWN and (room := room - file.stat().st_size) >= 0
+        ]
+        if metrics or drawn:
+            rows = [(key, metric(key, value)) for key, value in metrics.items()]
+            shown.append(tag("h3", f"Stage {name}"))
+            shown.append(tag("div", *drawn, class_="pair") if drawn else None)
+            shown.append(table(("metric", "value"), list(rows), numbers=(1,)) if rows else None)
+    return join(*shown) if shown else None
 
 
 def picture(name: str, file: Path) -> Html:

@@ -110,7 +110,8 @@ def parts(trace: Trace) -> Html | None:
         busy = np.bincount(spans.rank, weights=spans.end - spans.begin, minlength=trace.ranks)
         labels.append(Label(top + 0.5 / len(shown), f"{seconds(float(busy.max()))} at most"))
     y = Axis("", [((index + 0.5) / len(shown), name) for index, name in enumerate(shown)])
-    x = Axis("milliseconds →", _times(first, last, 1e3))
+    unit, scale = ("seconds", 1.0) if last - first > 2 else ("milliseconds", 1e3)
+    x = Axis(f"{unit} →", _times(first, last, scale))
     rank_rows = "each band has a row a rank" if trace.ranks <= rows else f"{trace.ranks} ranks in {rows} rows a band"
     return chart(
         join(tag("b", "Inside the update"), f": what the ranks did with each batch; {rank_rows}. The parts overlap."),

@@ -6,7 +6,7 @@ import math
 
 from pipeline.headline import bytes_text
 
-__all__ = ["bytes_text", "count", "factor", "seconds", "share"]
+__all__ = ["bytes_text", "count", "factor", "metric", "seconds", "share"]
 
 
 def seconds(value: float) -> str:
@@ -27,6 +27,14 @@ def factor(value: float) -> str:
 def count(number: float, what: str) -> str:
     """`1 layer`, `24 layers`."""
     return f"{number:,.0f} {what}{'' if number == 1 else 's'}"
+
+
+def metric(name: str, value: float) -> str:
+    """`value` with the unit that a metric of that name has: `moved_bytes`, `update_seconds`; a plain number otherwise."""
+    words = name.split("_")
+    if "per" not in words and "bytes" in words:
+        return bytes_text(value)
+    return seconds(value) if "per" not in words and "seconds" in words else f"{value:,.6g}"
 
 
 def share(value: float) -> str:

@@ -75,6 +75,6 @@ class PlanStageConfig:
             plan["staging_mib"] = self.plan.staging_mib
         return {
             "plan": plan,
-            "model": {"expert_bytes": self.model.expert_bytes, "tensors": len(self.model.tensors)},
+            "model": {"tensors": [spec.nbytes for spec in self.model.scaled_tensors()]},
             "topology": {name: topology[name] for name in ("nodes", "gpus_per_node", "rails", "links", "device")},
         }

@@ -71,13 +71,9 @@ def plan(config: PlanStageConfig, inputs: Mapping[str, Path], folder: Path, prog
 
 
 def _predict(config: PlanStageConfig, transfers: TransferPlan, placement: Placement) -> Prediction:
-    from stages.cost import predict_pipelined, predict_reference
+    from stages.prediction import predict
 
-    topology, layers, tensors = config.topology, placement.layers, len(config.model.tensors)
-    if config.plan.executor == "reference":
-        return predict_reference(transfers, topology, layers, tensors, one_group=config.policy == "direct")
-    from stages.plan.batching import batches_of
-
-    nbytes, staging = config.model.expert_bytes, config.plan.staging_mib
-    batch, phase = batches_of(transfers, layers, placement.slots, topology.ranks, nbytes, staging)
-    return predict_pipelined(transfers, batch, phase, topology, tensors)
+    return predict(
+        transfers, placement.layers, placement.slots, config.topology, [spec.nbytes for spec in config.model.scaled_tensors()],
+        executor=config.plan.executor, one_group=config.policy == "direct", staging_mib=config.plan.staging_mib,
+    )  # fmt: skip

@@ -10,6 +10,7 @@ import numpy as np
 
 from stages.errors import Corruption
 from stages.expert_map import ExpertMap
+from stages.staging import Budget
 from stages.transfers import Ints, TransferPlan
 from stages.update import pipelined
 from stages.update.config import UpdateOptions
@@ -18,7 +19,6 @@ from stages.update.live import NO_TRUTH, LiveLayers, truth_of
 from stages.update.machinery import Machinery, assemble, transport_of
 from stages.update.program import compile_program
 from stages.update.rank import Rank
-from stages.update.staging import Budget
 from stages.update.stopped import all_faults, why_stopped
 
 

@@ -25,6 +25,7 @@ from stages.errors import BadInput
 from stages.topology import Device, Link, Links, Topology
 from stages.update import machine
 from stages.update.api import create_temp_buffers, update_expert_weights_single_layer
+from stages.update.calibrate_executors import measure_executors
 from stages.update.exchange import exchange
 from stages.update.launch import launch
 from stages.update.link import connect_all
@@ -117,6 +118,8 @@ def measure(rank: Rank, topology: Topology) -> Topology:
     if topology.nodes == 1:
         links.between_nodes = links.within_node
     topology.device = _measure_device(rank, topology)
+    if rank.backend == "nccl":  # over sockets a message takes what the link needs for it
+        topology.device = measure_executors(rank, topology)
     return topology
 
 
@@ -201,7 +204,8 @@ def _measure_device(rank: Rank, topology: Topology) -> Device:
     size = LARGEST[rank.backend] // 4
     outgoing, incoming = (_buffer(rank, side, size) for side in range(2))
     copying = _seconds(rank, lambda: incoming.copy_(outgoing))
-    hashing = _seconds(rank, lambda: checksum_rows(outgoing.view(SLOTS, -1)))
+    hashing, less = (_seconds(rank, partial(checksum_rows, outgoing[:n].view(SLOTS, -1))) for n in (size, size // 4))
+    hashing = max(hashing / 10, (hashing - less) / 3 * 4)  # beside what each call costs
     slots = [torch.zeros((SLOTS, LAYER_ELEMENTS), device=rank.device)]
     buffers, experts = create_temp_buffers(slots), list(range(SLOTS * rank.ranks))
 

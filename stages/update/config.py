@@ -12,9 +12,9 @@ from pathlib import Path
 from stages.contract import Content
 from stages.errors import BadInput
 from stages.model import ModelSpec
+from stages.staging import Budget, Layout, budget
 from stages.topology import Topology
 from stages.update import machine
-from stages.update.staging import Budget, Layout, budget
 from stages.weight_shards import ShardSource
 from stages.weight_source import FROM_FILES, ExpertSource, open_source
 

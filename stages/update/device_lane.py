@@ -9,7 +9,6 @@ while the program is made, and takes the host one launch. A later one is queued 
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,10 +24,12 @@ from stages.errors import MoesaicError
 from stages.update import kernels
 from stages.update.garbage import no_garbage_collection
 from stages.update.lane import Commit, Fault, Hooks, faults_of
+from stages.update.launches import launch_copies, upload
+from stages.update.lifeboat import Lifeboat
 from stages.update.program import Program
 from stages.update.staging import Staging
 from stages.update.stream_clock import StreamClock, stream
-from stages.update.tables import Addresses, CopyTables, commit_tables, hash_tables
+from stages.update.tables import Addresses, commit_tables, hash_tables
 from stages.update.truth import Sums
 
 HASH_BYTES = 32768
@@ -84,8 +85,9 @@ class DeviceLane:
         self._program, self._staging, self._transport = program, staging, transport
         self._on_commit, self._clock, self._hooks, self._timeout = on_commit, clock, hooks, timeout_seconds
         self._writes = commit_tables(program.writes, at, staging, kernels.COPY_BYTES, device)
-        self._hashes = None
+        self._hashes, self._lifeboat = None, None
         if truth is not None:
+            self._lifeboat = Lifeboat(program, at, staging)
             self._hashes = hash_tables(program.arrivals, at, staging, truth, HASH_BYTES, device)
         self._checking, self._committing, self._reporting = stream(device, urgent=True), stream(device), stream(device)
         self._ballots = torch.zeros(max(1, len(program)), dtype=torch.int32, device=device)
@@ -108,6 +110,8 @@ class DeviceLane:
 
     def _compile(self, batch: int) -> None:
         launch_copies(self._writes, batch, torch.ones_like(self._ballots))
+        if self._lifeboat is not None:
+            self._lifeboat.warm_up(self._ballots)
         if self._hashes is not None:
             self._hash(batch)
         self._transport.warm_up()
@@ -177,6 +181,9 @@ class DeviceLane:
             queued = self._queue_all(first)
         if not self._read_until(queued):
             torch.cuda.synchronize(self._staging.data.device)
+            if self._lifeboat is not None:
+                self._lifeboat.bring_back(self._read, queued)
+                torch.cuda.synchronize(self._staging.data.device)
             dist.barrier()  # nobody sends again what another is still looking at
         return self._read
 
@@ -229,6 +236,8 @@ class DeviceLane:
         with torch.cuda.stream(self._committing):
             with self._clock("commit", batch):
                 launch_copies(self._writes, batch, self._ballots)
+                if self._lifeboat is not None:
+                    self._lifeboat.save(batch, self._ballots)
             committed = self._committing.record_event()
         self._transport.settled(batch, committed)
         return committed
@@ -278,21 +287,3 @@ class DeviceLane:
             values[part].cpu().numpy().view(np.uint64).reshape(-1, count) for values in (tables.found, tables.truth)
         )
         self.faults = faults_of(batch, arrivals, expected, found)
-
-
-def upload(graph: torch.cuda.CUDAGraph, on: torch.cuda.Stream) -> None:
-    """Bring the graph onto the GPU before it is started, which its first start would wait for."""
-    function = ctypes.CDLL("libcuda.so.1").cuGraphUpload
-    code = function(ctypes.c_void_p(graph.raw_cuda_graph_exec()), ctypes.c_void_p(on.cuda_stream))
-    if code:
-        raise MoesaicError(f"the recorded update cannot be brought onto the GPU: cuGraphUpload answers {code}")
-
-
-def launch_copies(tables: CopyTables, batch: int, ballots: torch.Tensor) -> None:
-    """Queue the copies of a batch, which are made unless `ballots[batch]` says no."""
-    start, stop = tables.work.of_batch(batch)
-    if start < stop:
-        kernels.copy_chains[(stop - start,)](
-            tables.work.items, start, ballots, batch, tables.begin, tables.target, tables.source, tables.nbytes, tables.circular,
-            WORD=tables.word, CHUNK=kernels.COPY_BYTES, BLOCK=kernels.COPY_BLOCK, num_warps=8,
-        )  # fmt: skip

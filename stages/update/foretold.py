@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from stages.batches import cut
-from stages.cost import Prediction, busiest_link, predict_pipelined, predict_reference
+from stages.cost import Prediction, busiest_link
+from stages.prediction import predict
 from stages.update.config import UpdateStageConfig
 from stages.update.job import Job
 
 
 def foretold(config: UpdateStageConfig, job: Job, transport: str) -> Prediction:
     """Of the batches that the executor makes of the job, on the links of the config's topology."""
-    topology, tensors = config.topology, len(config.model.tensors)
-    if config.update.executor == "reference":
-        return predict_reference(job.plan, topology, job.layers, tensors, one_group=job.direct)
-    if not len(job.plan):
-        return predict_pipelined(job.plan, job.plan.layer, job.plan.round, topology, tensors)
-    spent = config.staging_budget(transport, job.most_arrivals())
-    batches = cut(
-        job.plan, job.layers, job.slots, job.ranks,
-        rows=spent.rows, at_once=spent.at_once, at_least=spent.at_least, sends_at_once=spent.packed,
+    options = config.update
+    return predict(
+        job.plan, job.layers, job.slots, config.topology, [spec.nbytes for spec in config.model.scaled_tensors()],
+        executor=options.executor, one_group=job.direct, staging_mib=options.staging_mib, packs=transport != "peer",
+        layers_per_step=options.layers_per_step,
     )  # fmt: skip
-    batch = np.where(batches.stage >= 0, batches.stage, np.maximum(batches.commit, 0))
-    return predict_pipelined(job.plan, batch, np.maximum(batches.phase, 0), topology, tensors)
 
 
 def beside(config: UpdateStageConfig, job: Job, found: Prediction, seconds: float) -> str:

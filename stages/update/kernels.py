@@ -76,6 +76,35 @@ def copy_chains(
             _store(target, last - 1, at, held, inside & (closes != 0), WORD)
 
 
+@triton.jit(do_not_specialize=["start", "batch"])
+def save_rows(
+    work,
+    start,
+    ballots,
+    batch,
+    stage,
+    target,
+    source,
+    nbytes,
+    WORD: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Copy each task if the ballot of `batch` says no, and that of the batch `stage[task]`, in which it
+    came (-1: before), does not."""
+    if tl.load(ballots + batch) != 0:
+        program = start + tl.program_id(0)
+        task = tl.load(work + 2 * program).to(tl.int64)
+        chunk = tl.load(work + 2 * program + 1).to(tl.int64)
+        came = tl.load(stage + task)
+        if tl.load(ballots + came, mask=came >= 0, other=0) == 0:
+            count = tl.load(nbytes + task) // WORD
+            for offset in range(0, CHUNK // WORD, BLOCK):
+                at = chunk * (CHUNK // WORD) + offset + tl.arange(0, BLOCK)
+                value = _load(source, task, at, at < count, WORD)
+                _store(target, task, at, value, at < count, WORD)
+
+
 @triton.jit(do_not_specialize=["start", "stop"])
 def push(work, start, stop, target, source, nbytes, WORD: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
     """Do items `start` to `stop` - 1 of `work`: copy row after row, chunk by chunk, with as many programs as are started: few leave the GPU to others."""

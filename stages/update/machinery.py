@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from stages.errors import MoesaicError
+from stages.staging import Budget
 from stages.update.config import UpdateOptions, UpdateStageConfig
 from stages.update.exchange import Traffic
 from stages.update.failures import tidy
@@ -20,12 +21,12 @@ from stages.update.moved import Event
 from stages.update.p2p import PointToPoint
 from stages.update.program import Program
 from stages.update.rank import Rank
-from stages.update.staging import Budget, Staging
+from stages.update.staging import Staging
 from stages.update.truth import Sums
 
 Slots = Sequence[Sequence[torch.Tensor]]
-NO_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
-"""What torch says on a CPU, and on a GPU."""
+NO_MEMORY = re.compile("can't allocate memory|out of memory|ncclMemAlloc failed", re.IGNORECASE)
+"""What torch says on a CPU, on a GPU, and of memory that NCCL knows."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from stages.update import kernels
-from stages.update.device_lane import launch_copies
+from stages.update.launches import launch_copies
 from stages.update.link import connect_all
 from stages.update.nccl_memory import deregister, register
 from stages.update.p2p import PointToPoint

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from stages.batches import Batches, cut, parked, reached
 from stages.errors import BadInput
 from stages.expert_map import ExpertMap
+from stages.staging import Budget
 from stages.transfers import Ints
 from stages.update.config import UpdateStageConfig
 from stages.update.garbage import no_garbage_collection
@@ -33,7 +34,7 @@ from stages.update.program import compile_program
 from stages.update.progress_board import Phase
 from stages.update.put_down import plan_put_down
 from stages.update.rank import Rank
-from stages.update.staging import Budget, Staging, as_bytes
+from stages.update.staging import Staging, as_bytes
 from stages.update.stopped import all_faults
 from stages.update.truth import Sums
 from stages.update.weights import Weights, fill, fill_expert

@@ -96,11 +96,11 @@ def hash_tables(
     blocks = int(-(-at.nbytes.max() // 4096))
     return HashTables(
         work=Work.of(batch, nbytes, batches, chunk_bytes, device),
-        source=_upload(source, device),
-        nbytes=_upload(nbytes, device),
-        truth=_upload(expected, device),
-        columns=_upload(column_keys().view(np.int64), device),
-        factors=_upload(block_keys(blocks).view(np.int64), device),
+        source=upload_numbers(source, device),
+        nbytes=upload_numbers(nbytes, device),
+        truth=upload_numbers(expected, device),
+        columns=upload_numbers(column_keys().view(np.int64), device),
+        factors=upload_numbers(block_keys(blocks).view(np.int64), device),
         sums=torch.zeros(len(source), dtype=torch.int64, device=device),
         found=torch.zeros(len(source), dtype=torch.int64, device=device),
         edges=(arrivals.begin * count).tolist(),
@@ -129,11 +129,11 @@ def copy_tables(
     wide = not ((target % 16).any() or (source % 16).any() or (nbytes % WIDE).any())
     return CopyTables(
         work=Work.of(batch, nbytes, batches, chunk_bytes, device),
-        begin=_upload(begin, device),
-        target=_upload(target, device),
-        source=_upload(source, device),
-        nbytes=_upload(nbytes, device),
-        circular=_upload(circular, device),
+        begin=upload_numbers(begin, device),
+        target=upload_numbers(target, device),
+        source=upload_numbers(source, device),
+        nbytes=upload_numbers(nbytes, device),
+        circular=upload_numbers(circular, device),
         word=WIDE if wide else BYTE,
     )
 
@@ -178,5 +178,5 @@ def send_tables(
     )  # fmt: skip
 
 
-def _upload(values: Ints, device: torch.device) -> torch.Tensor:
+def upload_numbers(values: Ints, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64)).to(device)

@@ -18,17 +18,21 @@ from pathlib import Path
 import numpy as np
 
 from stages import paths
-from stages.cost import busiest_link, predict_pipelined, predict_reference
+from stages.batches import cut
+from stages.cost import busiest_link
 from stages.expert_map import ExpertMap
 from stages.model import TensorSpec
 from stages.needs import needs_between
-from stages.plan.batching import batches_of
 from stages.plan.policies import Scheduled, schedule
+from stages.prediction import predict
+from stages.staging import Layout, budget
 from stages.topology import Device, Link, Links, Topology
 from stages.transfers import read_transfers, write_transfers
+from stages.update.program import compile_program
 
 TENSORS = [TensorSpec("w13", [4096, 7168], "float8_e4m3fn"), TensorSpec("w2", [7168, 2048], "float8_e4m3fn")]
-NBYTES = sum(tensor.nbytes for tensor in TENSORS)
+SIZES = [tensor.nbytes for tensor in TENSORS]
+NBYTES = sum(SIZES)
 LINKS = Links(Link(349.0, 20.0), Link(50.0, 30.0))
 DEVICE = Device(1200.0, 2900.0, 2000.0, 200.0)
 STAGING_MIB = 1024.0
@@ -70,30 +74,38 @@ def plan(case: Case, topology: Topology, policy: str, old: ExpertMap, new: Exper
     needs.check_held()
     found = schedule(policy, needs, topology, case.layers, NBYTES, len(TENSORS), 64)
     rows = found.transfers
-    reference = predict_reference(rows, topology, case.layers, len(TENSORS), one_group=policy == "direct")
-    batch, phase = batches_of(rows, case.layers, case.slots, topology.ranks, NBYTES, STAGING_MIB)
-    return found, reference.seconds, predict_pipelined(rows, batch, phase, topology, len(TENSORS)).seconds
+    reference, pipelined = (
+        predict(
+            rows, case.layers, case.slots, topology, SIZES,
+            executor=executor, one_group=policy == "direct", staging_mib=STAGING_MIB,
+        ).seconds
+        for executor in ("reference", "pipelined")
+    )  # fmt: skip
+    return found, reference, pipelined
 
 
-def load_seconds(found: Scheduled, case: Case, ranks: int, old: ExpertMap, new: ExpertMap) -> float:
-    """What the busiest rank needs to read the plan and to take its part out of it."""
-    import torch
-
-    from stages.update.job import Job
-    from stages.update.rows import RowMover
-
-    sample = [torch.empty((1, 1), dtype=torch.uint8)]
-    network = found.transfers.network
-    rank = int(np.argmax(np.bincount(found.transfers.dst_rank[network], minlength=ranks)))
-    seconds = []
+def load_seconds(found: Scheduled, case: Case, ranks: int) -> tuple[float, float]:
+    """What the busiest rank needs to read the plan and to take its program out of it, and what the cut into batches
+    takes before, which is made once a host."""
+    plan = found.transfers
+    arrivals = np.bincount(plan.dst_rank[plan.network], minlength=ranks)
+    rank, most = int(np.argmax(arrivals)), int(arrivals.max())
+    spent = budget(Layout.of(SIZES), STAGING_MIB, packs=True, most=most)
+    cutting, loading = [], []
     with tempfile.TemporaryDirectory() as folder:
-        write_transfers(Path(folder), found.transfers)
+        write_transfers(Path(folder), plan)
         for _ in range(RUNS):
             start = time.perf_counter()
+            batches = cut(
+                plan, case.layers, case.slots, ranks, rows=spent.rows, at_once=spent.at_once, at_least=spent.at_least,
+                sends_at_once=spent.packed,
+            )  # fmt: skip
+            cutting.append(time.perf_counter() - start)
+            start = time.perf_counter()
             rows = read_transfers(Path(folder) / paths.TRANSFERS)
-            RowMover(Job(old, new, rows, ranks, direct=False), rank, sample)
-            seconds.append(time.perf_counter() - start)
-    return min(seconds)
+            compile_program(rows, batches, rank, case.slots // ranks)
+            loading.append(time.perf_counter() - start)
+    return min(loading), min(cutting)
 
 
 def main() -> None:
@@ -116,13 +128,14 @@ def main() -> None:
             direct, _, _ = plan(case, topology, "direct", old, new)
             worth = busiest_link(direct.transfers, topology)[1] / busiest_link(found.transfers, topology)[1]
             rows, ranks = len(found.transfers), topology.ranks
+            loading, cutting = load_seconds(found, case, ranks)
             print(
                 f"{case.name:22} {ranks:5} ranks{' on rails' if rails else '':9} {rows:7} rows  {cpu:6.3f} / {wall:6.3f} s "
                 f"(target {case.target_seconds} s), {wall / rows * 1e6:4.1f} us a row, {peak:5.0f} MB  "
                 f"rounds {found.rounds.rounds.sum():4} of at least {found.rounds.least.sum():4}  "
                 f"busiest link of direct / relay {worth:4.2f}  "
                 f"predicted {reference:6.3f} s reference, {pipelined:6.3f} s pipelined  "
-                f"a rank loads in {load_seconds(found, case, ranks, old, new) * 1e3:4.1f} ms",
+                f"a rank loads in {loading * 1e3:4.1f} ms, its host cuts in {cutting * 1e3:5.1f} ms",
                 flush=True,
             )
 

@@ -1,7 +1,7 @@
 """What counting costs a model that runs: python -m tests.bench.bench_record [hidden]
 
 The same batch with and without the hooks, by turns in one process, so that what else the machine does falls on both. CPU
-seconds of all threads; the best and the middle of many.
+seconds of one thread; the best and the middle of many.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def seconds(model: Any, ids: torch.Tensor) -> float:
 
 def main() -> None:
     hidden = int(sys.argv[1]) if len(sys.argv) > 1 else 512
+    torch.set_num_threads(1)  # threads that wait for a busy machine's cores would be counted too
     model = build(hidden)
     ids = torch.randint(0, 512, (SEQUENCES, LENGTH))
     recorder = ExpertLoadRecorder(LAYERS, EXPERTS)

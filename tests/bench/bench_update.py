@@ -31,7 +31,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "benchmarks"
 def one_line(r: dict[str, Any]) -> str:
     split = " ".join(f"{what} {seconds * 1e3:.1f}" for what, seconds in r["split"].items())
     return (
-        f"{r['variant']:22} {r['seconds'] * 1e3:8.2f} ms {r['gb_per_s']:6.1f} GB/s {r['efficiency']:6.1%} of {r['link']:.0f}  wrong {r['wrong']}  "
+        f"{r['variant']:22} {r['seconds'] * 1e3:8.2f} ms (predicted {r['predicted'] * 1e3:.2f}) {r['gb_per_s']:6.1f} GB/s {r['efficiency']:6.1%} of {r['link']:.0f}  wrong {r['wrong']}  "
         f"batches {r['batches']}  compile {r['compile'] * 1e3:.0f} ms  peak {r['peak'] / 1e6:.0f} MB  {split}"
     )
 
@@ -56,6 +56,7 @@ def table(results: list[dict[str, Any]]) -> list[str]:
         }
         lines.append(
             f"| {model} | {variant} | {statistics.median(seconds):.2f} ({min(seconds):.2f}–{max(seconds):.2f}) | "
+            f"{float(row['predicted']) * 1e3:.2f} ({float(row['predicted']) * 1e3 / statistics.median(seconds) - 1:+.0%}) | "
             f"{statistics.median(float(r['gb_per_s']) for r in mine):.1f} | "
             f"{statistics.median(float(r['link']) for r in mine):.0f} | "
             f"{statistics.median(float(r['efficiency']) for r in mine):.1%} | {ratio} | "
@@ -67,7 +68,7 @@ def table(results: list[dict[str, Any]]) -> list[str]:
 
 
 COLUMNS = (
-    "model", "variant", "update, ms: median (least–most)", "GB/s into the busiest rank", "link GB/s", "link efficiency",
+    "model", "variant", "update, ms: median (least–most)", "predicted, ms", "GB/s into the busiest rank", "link GB/s", "link efficiency",
     "against reference", "staging MiB", "peak beside the weights, MiB", "batches",
     "pack / network / hash / commit / wait, ms", "wrong",
 )  # fmt: skip

@@ -14,8 +14,9 @@ from stages.expert_map import slots_for
 from stages.model import ModelSpec
 from stages.synthetic import truth
 from stages.topology import Topology
-from stages.update import pipelined, reference
+from stages.update import calibrate, pipelined, reference
 from stages.update.config import UpdateOptions, UpdateStageConfig
+from stages.update.foretold import foretold
 from stages.update.job import make_job
 from stages.update.link import connect_all, measure_link
 from stages.update.nccl_memory import registrable
@@ -70,6 +71,7 @@ def measure(rank: Rank, question: Question, found: Path) -> None:
     expected = truth(model.scaled_tensors(), 0, layer, expert, rank.device.type)
     expected = expected.reshape(model.layers, model.experts, -1)
     connect_all(rank)
+    calibrated = calibrate.measure(rank, replace(topology))
     results = []
     for repeat in range(question.repeats + 1):
         link = measure_link(rank, question.link_mib)
@@ -102,8 +104,11 @@ def measure(rank: Rank, question: Question, found: Path) -> None:
             del run
             if rank.rank == 0:
                 received = int(job.received_bytes().max())
+                way = "peer" if config.update.transport == "peer" else rank.backend
+                predicted = foretold(replace(config, topology=calibrated), job, way).seconds
                 results.append({
-                    "model": model.name, "variant": name, "repeat": repeat, "seconds": seconds, "link": link, "wrong": wrong,
+                    "model": model.name, "variant": name, "repeat": repeat, "seconds": seconds, "predicted": predicted,
+                    "link": link, "wrong": wrong,
                     "received": received, "gb_per_s": received / seconds / 1e9, "efficiency": received / seconds / 1e9 / link,
                     "staging": moved.staging_bytes, "peak": taken, "compile": compiled, "batches": moved.batches,
                     "split": split, "slots": slots, "moved": int(job.received_bytes().sum()),

@@ -109,9 +109,8 @@ def leave(
         state = "failed" if stage == stages[-1] and status == "failed" else "ran"
         states[stage] = StageState(state, "first run", 1.5, "ab" * 16, key, metrics.get(stage, {}))
         inputs = {"collect.path": "d" * 64} if stage == "collect" else {}
-        write_manifest(
-            folder / stage, Manifest(stage, key, "c" * 64, {}, inputs, {f"{stage}.out": "f" * 64}, {}, {}, "then", 1.5)
-        )
+        outputs = {file.name: "f" * 64 for file in (folder / stage).iterdir()}
+        write_manifest(folder / stage, Manifest(stage, key, "c" * 64, {}, inputs, outputs, {}, {}, "then", 1.5))
     topology = {"name": "made", "nodes": nodes, "gpus_per_node": gpus_per_node}
     return gather(folder, Summary("ab" * 16, states, status, cause), origin or Origin({"topology": topology}))
 

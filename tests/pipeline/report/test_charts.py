@@ -15,7 +15,7 @@ from pipeline.report.frame import counted as ticks_of
 from pipeline.report.frame import nice_step, spread
 from pipeline.report.heat import MOST_CELLS, heat_map, pooled
 from pipeline.report.lines import Level, Series, bars, curves, lying
-from pipeline.report.units import count, factor, seconds
+from pipeline.report.units import count, factor, metric, seconds
 from tests.pipeline.report.parsed import Node, parse
 
 
@@ -183,7 +183,8 @@ def test_ticks_are_few_and_in_the_middle_of_their_cells() -> None:
     [
         (seconds(0.0628), "62.8 ms"), (seconds(2.5), "2.5 s"), (seconds(200), "3 min 20 s"), (seconds(1.8e-5), "18 µs"),
         (seconds(0), "0 s"), (factor(1.25), "1.25×"), (factor(22.84), "22.8×"), (factor(4321), "4,321×"), (factor(1), "1×"),
-        (count(1, "layer"), "1 layer"), (count(2400, "layer"), "2,400 layers"),
+        (count(1, "layer"), "1 layer"), (count(2400, "layer"), "2,400 layers"), (metric("moved_bytes_once", 6.6e8), "660 MB"), (metric("solve_seconds", 0.5), "500 ms"),
+        (metric("tokens_per_second", 20000), "20,000"), (metric("gap", 0.125), "0.125"),
     ],
 )  # fmt: skip
 def test_numbers_have_units(said: str, words: str) -> None:

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 from pipeline.report.gpus import engines
-from pipeline.report.material import Material, Origin
-from pipeline.report.moves import bytes_said, held
+from pipeline.report.material import Material, Origin, gather
+from pipeline.report.moves import bytes_said, held, off_by
 from pipeline.report.opening import asked_rows
-from pipeline.report.page import POLICY, SECTIONS, page
+from pipeline.report.page import POLICY, SECTIONS, UNMADE, page
 from pipeline.summary import StageState, Summary
 from stages.balance import engine_metrics
+from stages.gpu_balance import GpuBalance
 from stages.holdings import Holdings
-from tests.pipeline.report.made import leave
+from stages.load import LoadStats
+from tests.pipeline.report.made import STAGES, leave
 from tests.pipeline.report.parsed import Node, parse
 
 ALL = [
@@ -37,7 +39,8 @@ def section(found: Node, name: str) -> Node:
 
 
 def check_alone(html: str) -> None:
-    """Nothing on the page is loaded from elsewhere, and nothing runs."""
+    """Nothing on the page is loaded from elsewhere, nothing runs, and every section could be made."""
+    assert UNMADE not in html
     found = parse(html.removeprefix("<!DOCTYPE html>\n"))
     names = {node.name for node in found.all()}
     assert not names & NOT_LOADED
@@ -67,7 +70,7 @@ def test_a_whole_run_has_every_section_in_order(whole: Material) -> None:
     assert not found.all("a")  # the sandbox of MLflow's preview follows none, not even within the page
     assert found.one("meta", name="viewport").attributes["content"].startswith("width=device-width")
     assert "prefers-color-scheme:dark" in found.one("style").text
-    assert [section.title for section in SECTIONS if section.title != "More figures"] == ALL
+    assert [section.title for section in SECTIONS if section.title != "What else the stages found"] == ALL
     banner = section(found, "What was found").one(role="status")
     assert banner.text == "✓ Verified: every byte is where it belongs."
     tiles = [tile.text for tile in found.all(class_="tile")]
@@ -80,6 +83,7 @@ def test_a_whole_run_has_every_section_in_order(whole: Material) -> None:
     assert rows[0] == ["collect", "✓ ran", "1.5 s", "first run", "abababab"]
     predicted = section(found, "Predicted and measured").text
     assert "The prediction is 100% too much" in predicted
+    assert "moesaic doctor --calibrate" in section(found, "Predicted and measured").one("code").text
     assert "Every rank received the bytes that were planned" in predicted
     assert len(section(found, "GPU load before and after").all("image")) == 2
     assert "d" * 64 in section(found, "Provenance").all("table")[0].text
@@ -184,6 +188,45 @@ def test_deepseek_v3_on_32_ranks_with_every_stage_is_small(tmp_path: Path) -> No
     assert len(html.encode()) < 1_500_000
 
 
+def test_a_file_of_another_kind_under_a_known_name_costs_its_section_alone(tmp_path: Path) -> None:
+    leave(tmp_path)
+    (tmp_path / "update" / "trace.json").write_text('{"spans": []}')
+    (tmp_path / "plan" / "traffic.json").write_text("[1]")
+    states = {name: StageState("ran", "", key=f"{name}-key") for name in STAGES}
+    html = page(gather(tmp_path, Summary(None, states, "done"), Origin({})))
+    found = parse(html.removeprefix("<!DOCTYPE html>\n"))
+    assert [name for name in ALL if name not in titles(found)] == ["The update over time"]
+    assert "Not shown, as it could not be read: update/trace.json: KeyError" in section(found, "Provenance").text
+    assert section(found, "Traffic between GPUs").text.startswith(f"Traffic between GPUs{UNMADE}: ")
+    assert "All 1,000 checksums" in section(found, "Checksum verdict").text
+
+
+def test_an_update_that_stopped_says_what_is_held(tmp_path: Path) -> None:
+    material = leave(tmp_path, upto="plan", status="failed", cause="rank 1 died")
+    stopped = replace(material, holdings=Holdings(9, [3, 3], [], [], [[0]]))
+    found = parse(page(stopped).removeprefix("<!DOCTYPE html>\n"))
+    shown = section(found, "The update over time").text
+    assert "3 of 9 batches were committed" in shown
+    assert "Every logical expert is held somewhere." in shown
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_the_smallest_model_makes_a_page(tmp_path: Path, gpus: int) -> None:
+    material = leave(tmp_path, layers=1, experts=1, nodes=1, gpus_per_node=gpus, slots=gpus, batches=1)
+    html = page(material)
+    check_alone(html)
+    assert titles(parse(html.removeprefix("<!DOCTYPE html>\n"))) == ALL
+
+
+def test_loads_of_nothing_make_a_page(whole: Material) -> None:
+    assert whole.balance is not None
+    assert whole.load is not None
+    nothing = GpuBalance(*(0 * values for values in (whole.balance.before, whole.balance.after, whole.balance.bound)))
+    html = page(replace(whole, balance=nothing, load=LoadStats(0 * whole.load.logical_count)))
+    check_alone(html)
+    assert not re.search(r"\b(nan|inf)\b", parse(html.removeprefix("<!DOCTYPE html>\n")).text)
+
+
 def test_thousands_of_gpus_make_a_page(tmp_path: Path) -> None:
     material = leave(tmp_path, layers=2, experts=512, nodes=128, gpus_per_node=8, slots=1024, batches=1)
     assert material.traffic is not None
@@ -228,6 +271,20 @@ def test_bytes_are_held_against_the_plan(whole: Material, planned: list[int], fi
     assert bytes_said(planned, replace(whole.execution, received_bytes=[5, 7], first=first)) == said
 
 
+@pytest.mark.parametrize(
+    ("foretold", "said"),
+    [
+        (1.0, "right"),
+        (1.2, "20% too much"),
+        (0.6, "40% too little"),
+        (3.0, "3 times too much"),
+        (0.01, "100 times too little"),
+    ],
+)
+def test_a_prediction_is_off_in_words(foretold: float, said: str) -> None:
+    assert off_by(foretold, 1.0) == said
+
+
 def test_what_is_held_after_an_end_before_its_time() -> None:
     found = parse(held(Holdings(9, [3, 4, None], [2], [[0, 7]], [[0]], checked=10, wrong=[[0, 1, 2]])))
     lines = [node.text for node in found.all("li")]
@@ -248,6 +305,7 @@ def test_what_is_held_after_an_end_before_its_time() -> None:
         ({"place": {"algorithm": "eplb", "redundant_experts": 1, "current": "contiguous", "max_moved_slots": None}}, "Placement",
          "eplb · 1 redundant expert a layer · current contiguous"),
         ({"run": {"first": None, "last": "plan", "force": ["plan"]}}, "Stages", "the first to plan; made anew: plan"),
+        ({"topology": {"name": "2x4", "nodes": 2, "gpus_per_node": 2}}, "GPUs", "2 × 2 GPUs"),
         ({"run": {"only": "place"}}, "Stages", "place to place"),
         ({"make": {"count": 3}}, "Stages", "all"),
     ],

@@ -32,15 +32,19 @@ def banner(found: Node) -> str:
 def test_of_a_run_and_of_one_from_checkpoints(toy: Toy) -> None:
     toy("make.label=<b>bold</b>")
     found = read(toy)
-    assert titles(found) == ["What was asked", "What was found", "More figures", "Provenance"]
+    assert titles(found) == ["What was asked", "What was found", "What else the stages found", "Provenance"]
     assert banner(found) == "✓ Done: up to sum: all that was asked for."
     assert found.one("pre", class_="command").text == "moesaic run 'make.label=<b>bold</b>'"
-    assert "sum: line" in section(found, "More figures").text  # a figure of a stage that the report knows nothing of
+    assert (
+        "sum: line" in section(found, "What else the stages found").text
+    )  # a figure of a stage that the report knows nothing of
     assert "double.total" in section(found, "Provenance").text
+    numbers = [cell.text for cell in section(found, "What else the stages found").all("td")]
+    assert numbers == ["count", "3", "total", "6", "sum", "6"]
     toy()
     found = read(toy)
     assert [node.text for node in found.all(class_="state")] == ["↺ cached"] * 3
-    assert "sum: line" in section(found, "More figures").text
+    assert "sum: line" in section(found, "What else the stages found").text
 
 
 def test_of_a_part_of_the_pipeline(toy: Toy) -> None:
@@ -80,7 +84,7 @@ def test_a_stage_folder_that_another_config_made_is_not_shown(toy: Toy) -> None:
     found = read(toy)
     assert "Stage make: key and files" in found.text
     assert "Stage double: key and files" not in found.text
-    assert not [node for node in found.all("h2") if node.text == "More figures"]
+    assert [node.text for node in section(found, "What else the stages found").all("h3")] == ["Stage make"]
 
 
 def test_a_fault_of_the_report_ends_no_run(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,7 +254,7 @@ def test_key_holds_what_can_change_the_result() -> None:
     device = {"copy_gb_per_s": 1e9, "checksum_gb_per_s": 1e9, "layer_us": 0.0, "batch_us": 0.0}
     assert config().key_config() == {
         "plan": {"policy": "direct", "group_ops": 64, "executor": "reference", "from_files": False},
-        "model": {"expert_bytes": EXPERT_BYTES, "tensors": 2},
+        "model": {"tensors": [64, 16]},
         "topology": {"nodes": 2, "gpus_per_node": 2, "rails": False, "links": links, "device": device},
     }
 

@@ -9,13 +9,13 @@ import numpy as np
 from stages.direct import direct_transfers
 from stages.expert_map import EMPTY, ExpertMap, moved_slots
 from stages.model import ModelSpec, TensorSpec
+from stages.staging import MIB, Layout
 from stages.synthetic import truth
 from stages.topology import Topology
 from stages.transfers import Kind, TransferPlan
 from stages.update.config import UpdateOptions, UpdateStageConfig
 from stages.update.job import Job, make_job
 from stages.update.measured import Measured
-from stages.update.staging import MIB, Layout
 
 TENSORS = [
     TensorSpec("w13", [24, 40], "bfloat16"),

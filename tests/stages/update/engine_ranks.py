@@ -17,6 +17,7 @@ import torch.distributed as dist
 from stages import synthetic
 from stages.errors import BadInput, Corruption
 from stages.expert_map import EMPTY, ExpertMap
+from stages.staging import MIB, Layout
 from stages.update import (
     ExpertLocationMetadata,
     ExpertLocationUpdater,
@@ -27,7 +28,6 @@ from stages.update import (
 )
 from stages.update.config import UpdateOptions
 from stages.update.host_lane import HostLane
-from stages.update.staging import MIB, Layout
 from tests.stages.direct_reference import GoldenCase
 
 DTYPES = {

@@ -22,6 +22,7 @@ from stages.expert_map import EMPTY, ExpertMap
 from stages.holdings import Holdings, read_holdings
 from stages.model import TensorSpec
 from stages.placement import Placement, write_placement
+from stages.staging import Budget
 from stages.synthetic import truth
 from stages.transfers import write_transfers
 from stages.update import worker
@@ -29,7 +30,6 @@ from stages.update.config import UpdateStageConfig
 from stages.update.job import Job
 from stages.update.pipelined import batches_of, steps_of
 from stages.update.stage import update
-from stages.update.staging import Budget
 from tests.stages.update.cases import TENSORS, Case, config_of, job_of
 from tests.stages.update.trouble import Trouble, troubled_update
 

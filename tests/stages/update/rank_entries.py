@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from stages.topology import Device, Link, Links, Topology
 from stages.update import pipelined, reference
+from stages.update.calibrate_executors import Probe, measure_executors
 from stages.update.config import UpdateStageConfig
 from stages.update.job import Job
 from stages.update.moved import Moved
@@ -35,6 +37,17 @@ def run_cases(rank: Rank, cases: list[Case], found: Path, **options: object) -> 
             compared += check(case, job, measured)
     if rank.rank == 0:
         found.write_text(str(compared))
+
+
+def found_overheads(rank: Rank, *probes: Probe) -> None:
+    """All ranks find the same overheads, of which some cannot be nothing."""
+    topology = Topology("here", 1, rank.ranks, links=Links(Link(1e3), Link(1e3)), device=Device(1e3, 1e3))
+    device = measure_executors(rank, topology, dict.fromkeys(("reference", "pipelined"), probes))
+    overheads = [device.layer_us, device.batch_us, device.layer_message_us or 0.0, device.batch_message_us or 0.0]
+    assert [rank.slowest(value) for value in overheads] == overheads
+    assert overheads[0] + overheads[2] > 1
+    assert overheads[1] + overheads[3] > 1
+    assert (device.copy_gb_per_s, topology.device.batch_us) == (1e3, 0.0)
 
 
 def spoil(rank: Rank, config: UpdateStageConfig, job: Job, how: str, who: int, layer: int) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 
 from stages.errors import BadInput
 from stages.topology import Topology
 from stages.update import calibrate as module
 from stages.update.calibrate import MANY_MESSAGES, calibrate, link_of
+from stages.update.calibrate_executors import Probe, fit
+from stages.update.launch import launch
+from tests.stages.update.rank_entries import found_overheads
 
 
 def test_a_link_from_times_that_follow_a_line() -> None:
@@ -57,3 +61,21 @@ def test_what_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.machine, "gpus", list)
     with pytest.raises(BadInput, match=r"update\.backend=nccl is not possible"):
         calibrate("x", 1, 2, "nccl")
+
+
+def test_overheads_that_explain_the_times() -> None:
+    bare, parts, messages = (
+        np.array([1.0, 2.0, 0.5]),
+        np.array([6.0, 10.0, 3.0]) * 1e-6,
+        np.array([1.0, 9.0, 4.0]) * 1e-6,
+    )
+    assert fit(bare + 2e4 * parts + 3e3 * messages, bare, parts, messages) == pytest.approx((2e4, 3e3))
+    part, message = fit(bare + 2e4 * parts - 10 * messages, bare, parts, messages)
+    assert part == pytest.approx(2e4, rel=0.01)
+    assert message == 0
+    assert fit(bare / 2, bare, parts, messages) == (0, 0)
+
+
+def test_executors_are_taken_apart_by_the_cost_model() -> None:
+    """Over gloo too, where `calibrate` leaves it at what the links show."""
+    launch(found_overheads, (Probe(2, 4, (1 << 16, 1 << 12)), Probe(3, 6, (1 << 14,))), 2, backend="gloo")

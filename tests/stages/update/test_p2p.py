@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from stages.batches import cut
 from stages.direct import direct_transfers
+from stages.staging import Layout
 from stages.update import p2p
 from stages.update.p2p import PointToPoint
 from stages.update.program import compile_program
-from stages.update.staging import Layout, Staging
+from stages.update.staging import Staging
 from tests.stages.maps import MapPair, map_pairs
 from tests.stages.update.cases import relayed
 

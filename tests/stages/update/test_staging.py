@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.errors import BadInput
-from stages.update.staging import ALIGNMENT, MIB, SMALL_BYTES, Layout, Staging, as_bytes, budget
+from stages.staging import ALIGNMENT, MIB, SMALL_BYTES, Layout, budget
+from stages.update.staging import Staging, as_bytes
 
 SIZES = st.lists(
     st.sampled_from([1, 3, 16, 100, 4096, SMALL_BYTES - 1, SMALL_BYTES, 3 * MIB + 5]), min_size=1, max_size=5

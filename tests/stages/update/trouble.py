@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from stages.batches import Batches
+from stages.staging import Budget
 from stages.update import host_lane, machinery, pipelined, worker
 from stages.update.config import UpdateStageConfig
 from stages.update.job import Job
@@ -23,7 +24,7 @@ from stages.update.journal import HEADER_BYTES, Journal
 from stages.update.lane import Hooks
 from stages.update.program import Program
 from stages.update.rank import Rank
-from stages.update.staging import Budget, Staging
+from stages.update.staging import Staging
 from stages.update.weights import Weights, checksums
 from stages.update.worker import update_rank
 
