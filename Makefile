@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test coverage check format bench-place bench-eplb bench-plan bench-update bench-checksum bench-collect bench-record demo-live clean
+.PHONY: help install install-dev demo test coverage check format bench-place bench-eplb bench-plan bench-update bench-checksum bench-collect bench-record bench-tracking demo-live clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,9 @@ bench-collect: install-dev  ## memory and time of reading dumps of a GiB, each f
 
 bench-record: install-dev  ## what counting a model's choices costs it
 	$(BIN)/python -m tests.bench.bench_record
+
+bench-tracking: install-dev  ## what MLflow costs a run and a sweep, and how it bears 5,000 runs
+	$(BIN)/python -m tests.bench.bench_tracking
 
 clean:  ## remove what runs and tools left (not the runs in outputs)
 	rm -rf .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis .coverage* dist build

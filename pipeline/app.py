@@ -94,7 +94,8 @@ def _run_once(config: DictConfig) -> None:
         table.say(f"\n{runtime.job.num}: {' '.join(overrides)}")
     with table.progress() as progress:
         parent = sweep.parent_of(swept) if swept else None
-        request = Request(config, directory, overrides, table.say, progress, swept, parent)
+        known = sweep.experiment_of(swept) if swept else None
+        request = Request(config, directory, overrides, table.say, progress, swept, parent, known)
         try:
             summary = run_pipeline(request)
         except MoesaicError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from pipeline.seal import SEAL_TAG
 from pipeline.store import TAG, Store
 from stages import paths
 from stages.errors import BadInput, MoesaicError, sentence_of
+from stages.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -73,12 +73,12 @@ def audit(store: Store, prefix: str, sealed: str | None = None) -> Report:
         raise MoesaicError(
             f"Run {run.info.run_id[:8]} was ended before it could leave a record: nothing can be audited."
         )
-    with tempfile.TemporaryDirectory(prefix="moesaic-") as name:
+    with temporary_folder("audit") as folder:
         report = Report(run.info.run_id, run.info.run_name, run.data.tags.get(SEAL_TAG))
         if run.data.tags.get(f"{TAG}kind") == "sweep":
-            report.parts += _sweep(store, run, Path(name))
+            report.parts += _sweep(store, run, folder)
         else:
-            report.parts += _Audit(store, Path(name)).parts(run)
+            report.parts += _Audit(store, folder).parts(run)
         if sealed is not None and (not sealed or not (report.seal or "").startswith(sealed)):
             report.parts[0].findings.append(f"its seal is {report.seal}, and not the {sealed} that you gave")
     return report

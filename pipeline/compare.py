@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from stages import paths
 from stages.errors import BadInput, MoesaicError
 from stages.moves import COLUMNS, Move, Moves, moves_between
 from stages.placement import Placement, read_placement
+from stages.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -78,8 +78,8 @@ class Side:
 
 
 def compare(store: Store, first: str, second: str) -> Compared:
-    with tempfile.TemporaryDirectory(prefix="moesaic-") as temporary:
-        a, b = (_side(store, store.pipeline_run(store.find(each)), Path(temporary)) for each in (first, second))
+    with temporary_folder("compare") as temporary:
+        a, b = (_side(store, store.pipeline_run(store.find(each)), temporary) for each in (first, second))
     if a.run.info.run_id == b.run.info.run_id:
         raise BadInput(f"{first} and {second} are the same run: name two.")
     numbers = a.run.data.metrics, b.run.data.metrics

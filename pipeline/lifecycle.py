@@ -94,12 +94,16 @@ def heartbeat(store: Store, run_id: str, seconds: float) -> Iterator[None]:
 
 
 def reap_orphans(store: Store) -> list[str]:
-    """Mark runs, and their stages, as KILLED whose process is gone; their ids."""
+    """Deliver what runs that ended without the store left for it; mark those, and their stages, as KILLED whose process
+    is gone, and return their ids."""
     reaped = []
-    running = "attributes.status = 'RUNNING' and tags.`{}kind` = '{}'"
-    runs = [run for kind in ("run", "sweep") for run in store.search(running.format(TAG, kind), limit=1000)]
-    for run in runs:
-        if _alive(run) or not _is_ours_to_end(store, run):
+    for run in store.search("attributes.status = 'RUNNING'", limit=1000):
+        if run.data.tags.get(f"{TAG}kind") not in ("run", "sweep"):
+            continue
+        directory = run.data.tags.get(f"{TAG}directory")
+        if directory and not sync.deliver_what_waits(store, Path(directory)):
+            continue  # another process is just doing it, or the store refuses
+        if _alive(run) or store.run(run.info.run_id).info.status != "RUNNING":  # it may have ended without the store
             continue
         children = store.search(
             f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{run.info.run_id}' "
@@ -111,15 +115,6 @@ def reap_orphans(store: Store) -> list[str]:
             store.finish(orphan.info.run_id, "KILLED", ORPHAN)
             reaped.append(orphan.info.run_id)
     return reaped
-
-
-def _is_ours_to_end(store: Store, run: Run) -> bool:
-    """Whether `run`, whose process is gone, still counts as running once its folder's outbox is empty: it may have
-    ended well while the store was away, or be one that another process is just sending."""
-    directory = run.data.tags.get(f"{TAG}directory")
-    if directory and not sync.deliver_what_waits(store, Path(directory)):
-        return False
-    return str(store.run(run.info.run_id).info.status) == "RUNNING"
 
 
 def _alive(run: Run) -> bool:

@@ -14,7 +14,8 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,16 @@ def is_outage(error: Exception) -> bool:
         return error.error_code not in OUR_FAULT
     of_requests = isinstance(error, OSError) and error.errno is None
     return of_requests or isinstance(error, SQLAlchemyError)
+
+
+@contextmanager
+def suppress_outage() -> Iterator[None]:
+    """The block ends early, without a word, if the store goes away."""
+    try:
+        yield
+    except Exception as error:
+        if not is_outage(error):
+            raise
 
 
 def waits(directory: Path) -> bool:
@@ -106,14 +117,15 @@ class Outbox:
         self.tried = None
         return len(lines)
 
-    def last_try(self) -> bool:
-        """At the end of a run: deliver what waits, however short ago the store was away. Whether nothing waits now."""
+    def last_try(self) -> str | None:
+        """At the end of a run: deliver what waits, however short ago the store was away. What stands in the way."""
         try:
             self.flush()
         except Exception as error:
             if not isinstance(error, OSError) and not is_outage(error):
                 raise
-        return not waits(self.directory)
+            return hidden(sentence_of(error))
+        return None
 
     def _deliver(self, write: Write, *, again: bool) -> str:
         known = self._with_real_ids(write)

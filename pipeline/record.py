@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pipeline import facts
 from pipeline.declaration import StageSpec
 from pipeline.keys import KeyParts
 from pipeline.lifecycle import Terminated
+from pipeline.outbox import suppress_outage
 from pipeline.seal import SEAL_TAG, SealedStore
 from pipeline.store import NOTE, Store
 from pipeline.story import RUN_NAME, STARTED, now, padded, run_note
@@ -25,6 +25,7 @@ from pipeline.summary import Summary
 from stages import paths
 from stages.contract import Dataset, StageResult
 from stages.errors import MoesaicError, sentence_of
+from stages.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,8 +44,7 @@ def start_run(
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     store.params(run_id, _flat({str(k): v for k, v in plain.items() if k != "pipeline"}))
-    with tempfile.TemporaryDirectory(prefix="moesaic-") as temporary:
-        folder = Path(temporary)
+    with temporary_folder("start") as folder:
         paths.write_text(folder / paths.CONFIG, OmegaConf.to_yaml(config, resolve=True))
         paths.write_text(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(overrides)))
         paths.write_json(folder / MACHINE, facts.machine_facts())
@@ -66,18 +66,23 @@ def finish_run(store: SealedStore, summary: Summary, directory: Path, overrides:
     metrics = {
         f"{stage}.{name}": value for stage, state in summary.stages.items() for name, value in state.metrics.items()
     }
-    store.metrics(summary.run_id, metrics)
     states = {
         f"moesaic.stage.{name}": f"{state.state} {state.run_id or ''}".strip() for name, state in summary.stages.items()
     }
-    made_by = {name: store.sealed(state.run_id) for name, state in summary.stages.items() if state.run_id}
+    made_by = {}
+    for name, state in summary.stages.items():
+        if state.run_id:
+            with suppress_outage():  # a stage of another run; then nothing links to it but its id
+                made_by[name] = store.sealed(state.run_id)
     seals = {f"{SEAL_TAG}.{name}": sealed.seal for name, sealed in made_by.items()}
-    store.tag(summary.run_id, {**states, **seals, "outcome": summary.status, "cause": summary.cause or ""})
+    note = run_note(store, summary, made_by, overrides)
+    story = {"outcome": summary.status, "cause": summary.cause or "", NOTE: note}
+    store.log(summary.run_id, metrics=metrics, tags={**states, **seals, **story})
     store.datasets(summary.run_id, [dataset for sealed in made_by.values() for dataset in sealed.datasets])
     for name in (paths.SUMMARY, paths.REPORT):
         if (directory / name).is_file():
             store.artifact(summary.run_id, directory / name)
-    store.finish(summary.run_id, status, run_note(store, summary, made_by, overrides))
+    store.finish(summary.run_id, status)
 
 
 def lineage(spec: StageSpec, parts: KeyParts, summary: Summary) -> dict[str, Dataset]:

@@ -18,11 +18,11 @@ from pipeline.checkpoint import Hit, Miss, look_up
 from pipeline.declaration import RunOptions, StageSpec, needed, selection
 from pipeline.keys import KeyParts, Manifest, cacheable, environment, key_parts, write_manifest
 from pipeline.lifecycle import Terminated, birth_tags, ending_raises, heartbeat, reap_orphans, signals_held
-from pipeline.outbox import RUN_LOCK, is_outage
+from pipeline.outbox import RUN_LOCK, is_outage, suppress_outage
 from pipeline.report import leave_report
 from pipeline.schema import Root, check, resolved, stage_config, tracking_options
 from pipeline.seal import SealedStore
-from pipeline.store import remove, tracking_uri
+from pipeline.store import open_store, remove
 from pipeline.summary import StageState, Summary, write_summary
 from stages import paths
 from stages.contract import Progress, StageResult, silent
@@ -34,7 +34,8 @@ INTERRUPTS = (KeyboardInterrupt, Terminated, SystemExit)
 @dataclass
 class Request:
     """What to run and where. `say` gets one line a stage; `overrides` are kept for the record; `sweep` is the folder
-    of the sweep that this is a point of."""
+    of the sweep that this is a point of, `parent` its run, and `experiment_id` where that is, so that the point can do
+    without the store."""
 
     config: DictConfig
     directory: Path
@@ -43,6 +44,7 @@ class Request:
     progress: Progress = silent
     sweep: str | None = None
     parent: str | None = None
+    experiment_id: str | None = None
 
 
 def run_pipeline(request: Request) -> Summary:
@@ -58,8 +60,9 @@ def run_pipeline(request: Request) -> Summary:
     except BadInput as error:
         _refuse(request, error)
         raise
-    store = open_store(root)
-    reap_orphans(store)
+    store = open_store(root.tracking, request.experiment_id, SealedStore)
+    with suppress_outage():
+        reap_orphans(store)
     summary = Summary(run_id=None)
     with _own(request.directory):
         store = store.kept_in(request.directory, request.say)
@@ -113,7 +116,7 @@ def _refuse(request: Request, error: BadInput) -> None:
     if not request.sweep:
         return
     root = Root(tracking=tracking_options(request.config))
-    store = open_store(root).kept_in(request.directory, request.say)
+    store = open_store(root.tracking, request.experiment_id, SealedStore).kept_in(request.directory, request.say)
     with suppress(BadInput), _recorded(request, store, root, summary):
         raise error
 
@@ -143,11 +146,6 @@ def _recorded(request: Request, store: SealedStore, root: Root, summary: Summary
                     leave_report(request.directory, summary, request.config, request.overrides, request.say)
                     record.finish_run(store, summary, request.directory, request.overrides, status)
                     sync.say_what_waits(store, request.directory, request.say)
-
-
-def open_store(root: Root) -> SealedStore:
-    options = root.tracking
-    return SealedStore(tracking_uri(options.uri, options.kind), options.experiment, options.artifact_location)
 
 
 @dataclass

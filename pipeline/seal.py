@@ -6,17 +6,18 @@ seal speaks for all of them.
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pipeline.keys import read_manifest
 from pipeline.store import LOADS, NOTE, TAG, Store
 from pipeline.writes import BIRTH, Write
 from stages import paths
 from stages.contract import Dataset
+from stages.temporary import temporary_folder
 
 SEAL = "seal"
 SEAL_TAG = f"{TAG}{SEAL}"
@@ -75,6 +76,12 @@ class SealedStore(Store):
         self._open: dict[str, Record] = {}
         self._sealed: dict[str, Sealed] = {}
 
+    @classmethod
+    def unseen(cls, uri: str, experiment: str, experiment_id: str) -> Self:
+        store = super().unseen(uri, experiment, experiment_id)
+        store._open, store._sealed = {}, {}
+        return store
+
     def _write(self, write: Write) -> str:
         digests = _digests(write) if write.kind == "files" and write.run_id in self._open else {}
         run_id = super()._write(write)
@@ -96,14 +103,30 @@ class SealedStore(Store):
             self.tag(run_id, {NOTE: note})
         if (record := self._open.pop(run_id, None)) is not None:
             record.status = status
-            with tempfile.TemporaryDirectory(prefix="moesaic-") as temporary:
-                file = Path(temporary) / paths.RECORD
-                record.write(file)
-                seal = paths.sha256(file)
-                self._sealed[run_id] = Sealed(seal, record.tags, _datasets_of(record), frozenset(record.files))
-                self.tag(run_id, {SEAL: seal})
-                self.artifact(run_id, file)
+            self._seal(run_id, record)
         super().finish(run_id, status)
+
+    def _seal(self, run_id: str, record: Record) -> None:
+        with temporary_folder("record") as folder:
+            file = folder / paths.RECORD
+            record.write(file)
+            seal = paths.sha256(file)
+            self._sealed[run_id] = Sealed(seal, record.tags, _datasets_of(record), frozenset(record.files))
+            self.tag(run_id, {SEAL: seal})
+            self.artifact(run_id, file)
+
+    @contextmanager
+    def reopened(self, run_id: str) -> Iterator[None]:
+        """Within the block a finished run is given more, and sealed anew. Where its record is not what was sealed, that
+        stays for an audit to find."""
+        run = self.run(run_id)
+        with temporary_folder("record") as folder:
+            file = self.fetch(run, paths.RECORD, folder)
+            if file is not None and paths.sha256(file) == run.data.tags.get(SEAL_TAG):
+                self._open[run_id] = Record(**json.loads(file.read_text(encoding="utf-8")))
+        yield
+        if (record := self._open.pop(run_id, None)) is not None:
+            self._seal(run_id, record)
 
     def sealed(self, run_id: str) -> Sealed:
         """Of a finished run, this store's own or another one's."""

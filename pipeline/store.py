@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from filelock import FileLock
 
@@ -38,6 +38,8 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+    from pipeline.schema import TrackingOptions
 
 SQLITE = addresses.SQLITE
 TAG = "moesaic."
@@ -78,6 +80,13 @@ class Store:
                 self.experiment_id = self._experiment(artifact_location, create)
         else:
             self.experiment_id = self._experiment(artifact_location, create)
+
+    @classmethod
+    def unseen(cls, uri: str, experiment: str, experiment_id: str) -> Self:
+        """A store that is away, with an experiment that others made: it is not asked for anything yet."""
+        store = cls.__new__(cls)
+        store.uri, store.experiment, store.experiment_id, store.outbox = uri, experiment, experiment_id, None
+        return store
 
     @cached_property
     def client(self) -> MlflowClient:
@@ -247,6 +256,22 @@ class Store:
             return Path(self.client.download_artifacts(run.info.run_id, file, str(folder)))
         except (MlflowException, OSError):
             return None
+
+
+S = TypeVar("S", bound=Store)
+
+
+def open_store(options: TrackingOptions, experiment_id: str | None = None, kind: type[S] = Store) -> S:  # type: ignore[assignment]
+    """The store of the config; where the experiment is known, even if the store is away."""
+    uri = tracking_uri(options.uri, options.kind)
+    try:
+        return kind(uri, options.experiment, options.artifact_location)
+    except BadInput:
+        raise
+    except MoesaicError:
+        if experiment_id is None:
+            raise
+        return kind.unseen(uri, options.experiment, experiment_id)
 
 
 def link(source: Path, target: Path) -> None:

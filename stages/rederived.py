@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stages.temporary import temporary_folder
+
 TOLERANCE = 1e-9
 """Of sums of floats, which another NumPy may add in another order."""
 
@@ -38,11 +40,9 @@ class Rederived:
 
     def same_files(self, folder: Path, write: Callable[[Path], tuple[str, ...]]) -> None:
         """Compare files byte by byte with those that `write` makes anew from the same data."""
-        import tempfile
-
-        with tempfile.TemporaryDirectory(prefix="moesaic-") as temporary:
-            for name in write(Path(temporary)):
-                old, new = folder / name, Path(temporary) / name
+        with temporary_folder("audit") as temporary:
+            for name in write(temporary):
+                old, new = folder / name, temporary / name
                 self.must(
                     old.is_file() and old.read_bytes() == new.read_bytes(),
                     f"{name} does not hold what the stage's other files say",

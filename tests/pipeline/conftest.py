@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -55,15 +56,19 @@ class Toy:
         self.experiment = experiment
         self.served = served
         self.runs = 0
+        self.parent: str | None = None
         self.lines: list[str] = []
+        self.reactions: dict[str, Callable[[], None]] = {}
+        """What the next run sets off as soon as it says a line that begins so."""
 
     def __call__(self, *overrides: str, directory: Path | None = None) -> Summary:
         self.runs += 1
-        self.lines = []
+        self.lines = Lines(self.reactions)
+        self.reactions = {}
         self.directory = directory or self.folder / f"run{self.runs}"
         config = OmegaConf.merge(OmegaConf.create(TOY), OmegaConf.from_dotlist(list(overrides)))
         config.tracking = {"uri": self.uri, "experiment": self.experiment, **config.tracking}
-        return run_pipeline(Request(config, self.directory, list(overrides), self.lines.append))
+        return run_pipeline(Request(config, self.directory, list(overrides), self.lines.append, parent=self.parent))
 
     def states(self, summary: Summary) -> dict[str, str]:
         return {name: stage.state for name, stage in summary.stages.items()}
@@ -88,19 +93,47 @@ class Toy:
         )
 
 
+class Lines(list[str]):
+    def __init__(self, reactions: dict[str, Callable[[], None]]) -> None:
+        super().__init__()
+        self.reactions = reactions
+
+    def append(self, line: str) -> None:
+        super().append(line)
+        for beginning, react in self.reactions.items():
+            if line.startswith(beginning):
+                react()
+
+
 @pytest.fixture
 def local_toy(store_file: Path) -> Toy:
     """With a fresh SQLite store."""
     return Toy(store_file.parent.parent)
 
 
+@pytest.fixture
+def toy_of(request: pytest.FixtureRequest, store_file: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Toy]:
+    """By kind: with a fresh SQLite store, or a new experiment of a tracking server on SQLite or PostgreSQL, or of the
+    database itself."""
+
+    def make(kind: str) -> Toy:
+        if kind == "sqlite":
+            return Toy(store_file.parent.parent)
+        experiment = f"test {uuid.uuid4().hex}"
+        if kind == "database":
+            database: Postgres = request.getfixturevalue("database")
+            monkeypatch.setenv("PGPASSWORD", database.password)
+            return Toy(store_file.parent.parent, database.open_uri, experiment)
+        url, served = request.getfixturevalue(f"{kind}_server")
+        return Toy(store_file.parent.parent, url, experiment, served)
+
+    return make
+
+
 @pytest.fixture(params=["sqlite", "server", "postgres"])
-def toy(request: pytest.FixtureRequest, store_file: Path) -> Toy:
-    """With a fresh SQLite store, or a new experiment of a tracking server on SQLite or PostgreSQL."""
-    if request.param == "sqlite":
-        return Toy(store_file.parent.parent)
-    url, served = request.getfixturevalue(f"{request.param}_server")
-    return Toy(store_file.parent.parent, url, f"test {uuid.uuid4().hex}", served)
+def toy(request: pytest.FixtureRequest, toy_of: Callable[[str], Toy]) -> Toy:
+    """The toy pipeline with each kind of store."""
+    return toy_of(request.param)
 
 
 Server = tuple[str, Path]
@@ -126,7 +159,12 @@ def database(common: Path) -> Iterator[Postgres]:
 @pytest.fixture(scope="session")
 def server_server(common: Path, migrated: Path) -> Iterator[Server]:
     """A tracking server on SQLite that serves artifacts."""
-    with shared(common, "server", lambda: tracking_server(common, f"{SQLITE}{migrated}", "server")) as url:
+
+    def start() -> AbstractContextManager[str]:
+        file = shutil.copy(migrated, common / "server.db")
+        return tracking_server(common, f"{SQLITE}{file}", "server")
+
+    with shared(common, "server", start) as url:
         yield url, common / "server"
 
 
@@ -135,6 +173,3 @@ def postgres_server(common: Path, database: Postgres) -> Iterator[Server]:
     """A tracking server on PostgreSQL that serves artifacts."""
     with shared(common, "postgres-server", lambda: tracking_server(common, database.uri, "postgres-server")) as url:
         yield url, common / "postgres-server"
-
-
-ToyFactory = Callable[..., Any]

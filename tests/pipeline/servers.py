@@ -54,8 +54,13 @@ class Postgres:
     user: str = "moesaic"
 
     @property
+    def open_uri(self) -> str:
+        """Without the password."""
+        return f"postgresql+psycopg://{self.user}@127.0.0.1:{self.port}/{self.database}"
+
+    @property
     def uri(self) -> str:
-        return f"postgresql+psycopg://{self.user}:{self.password}@127.0.0.1:{self.port}/{self.database}"
+        return self.open_uri.replace("@", f":{self.password}@")
 
     @property
     def environment(self) -> dict[str, str]:
