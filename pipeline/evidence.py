@@ -80,20 +80,24 @@ def gather(store: Store, run: Run, temporary: Path) -> Evidence:
 
 
 def _stood_in(store: Store, run: Run, file: Path) -> dict[str, str]:
-    """What the record of `run` calls itself, its parent or its stages, where the store was away when these began -> the
-    ids that the store gave them."""
+    """What the record of `run` calls itself, its parent or stages beside it or below it, where the store was away when
+    these began -> the ids that the store gave them."""
     from mlflow.exceptions import MlflowException
 
     text, tags = file.read_text(encoding="utf-8"), run.data.tags
     found = {}
     if tags.get(BIRTH) == json.loads(text)["run_id"]:
         found[tags[BIRTH]] = run.info.run_id
+    others = [run]
+    if parent := tags.get("mlflow.parentRunId"):
+        with suppress(MlflowException):
+            others.append(store.run(parent))
     prefix = f"{TAG}stage."
-    others = [value.partition(" ")[2] for name, value in tags.items() if name.startswith(prefix)]
-    for other in filter(None, [tags.get("mlflow.parentRunId"), *others]):
-        if other not in text:
+    stages = {v.partition(" ")[2] for other in others for n, v in other.data.tags.items() if n.startswith(prefix)}
+    for known in sorted({parent or "", *stages} - {"", run.info.run_id}):
+        if known not in text:
             with suppress(MlflowException):
-                found[store.run(other).data.tags[BIRTH]] = other
+                found[store.run(known).data.tags.get(BIRTH, known)] = known
     return found
 
 
