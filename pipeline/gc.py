@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PAGE = 1000
-OURS = (".hydra", "moesaic.log", RUN_LOCK, paths.SUMMARY)
+OURS = (".hydra", "moesaic.log", RUN_LOCK, paths.SUMMARY, paths.REPORT)
 
 
 @dataclass(frozen=True)
