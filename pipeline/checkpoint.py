@@ -70,7 +70,9 @@ def _take(store: Store, run: Run, parts: KeyParts, folder: Path) -> Hit | Miss:
                 return Miss(f"artifact {name} of run {short} was changed")
             found[name] = file
         for name in store.files(run):
-            if name not in found and (file := store.fetch(run, name, download)) is not None:
+            if name in found or name == paths.RECORD:  # the record is the store's own
+                continue
+            if (file := store.fetch(run, name, download)) is not None:
                 found[name] = file
         remove(folder)
         folder.mkdir(parents=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.headline import bytes_text
 from pipeline.store import TAG
+from pipeline.story import Links
 from stages import paths
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Comparison:
         lines = [best if self.front else f"{len(self.points)} points.", ""]
         lines += ["| " + " | ".join(self.header) + " |", "|---" * len(self.header) + "|"]
         for point, row in zip(self.points, self.rows(), strict=True):
-            link = f"[{row[1] or point.run_id[:8]}](#/experiments/{experiment_id}/runs/{point.run_id})"
+            link = Links(experiment_id).run(point.run_id, row[1] or None)
             lines.append("| " + " | ".join([row[0], link, *row[2:]]) + " |")
         return "\n".join(lines)
 

@@ -21,7 +21,8 @@ from pipeline.lifecycle import Terminated, birth_tags, ending_raises, heartbeat,
 from pipeline.outbox import RUN_LOCK, is_outage, suppress_outage
 from pipeline.report import leave_report
 from pipeline.schema import Root, check, resolved, stage_config, tracking_options
-from pipeline.store import Store, open_store, remove
+from pipeline.seal import SealedStore
+from pipeline.store import open_store, remove
 from pipeline.summary import StageState, Summary, write_summary
 from stages import paths
 from stages.contract import Progress, StageResult, silent
@@ -59,7 +60,7 @@ def run_pipeline(request: Request) -> Summary:
     except BadInput as error:
         _refuse(request, error)
         raise
-    store = open_store(root.tracking, request.experiment_id)
+    store = open_store(root.tracking, request.experiment_id, SealedStore)
     with suppress_outage():
         reap_orphans(store)
     summary = Summary(run_id=None)
@@ -115,13 +116,13 @@ def _refuse(request: Request, error: BadInput) -> None:
     if not request.sweep:
         return
     root = Root(tracking=tracking_options(request.config))
-    store = open_store(root.tracking, request.experiment_id).kept_in(request.directory, request.say)
+    store = open_store(root.tracking, request.experiment_id, SealedStore).kept_in(request.directory, request.say)
     with suppress(BadInput), _recorded(request, store, root, summary):
         raise error
 
 
 @contextmanager
-def _recorded(request: Request, store: Store, root: Root, summary: Summary) -> Iterator[None]:
+def _recorded(request: Request, store: SealedStore, root: Root, summary: Summary) -> Iterator[None]:
     """The tracking run around the block: whatever happens inside, it gets its summary, status, cause and note."""
     beat = root.tracking.heartbeat_seconds
     tags = {"kind": "run", "directory": str(request.directory.absolute()), **birth_tags(beat)}
@@ -143,7 +144,7 @@ def _recorded(request: Request, store: Store, root: Root, summary: Summary) -> I
                 with signals_held():
                     write_summary(request.directory, summary)
                     leave_report(request.directory, summary, request.config, request.overrides, request.say)
-                    record.finish_run(store, summary, request.directory, status)
+                    record.finish_run(store, summary, request.directory, request.overrides, status)
                     sync.say_what_waits(store, request.directory, request.say)
 
 
@@ -152,7 +153,7 @@ class _Walk:
     """One pass over the stages. `manifests` holds what each stage left, by name, as far as it is known."""
 
     request: Request
-    store: Store
+    store: SealedStore
     specs: list[StageSpec]
     configs: dict[str, Any]
     run: RunOptions
@@ -229,7 +230,9 @@ class _Walk:
         partial.mkdir(parents=True)
         began = time.perf_counter()
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        with record.stage_run(self.store, self.summary.run_id, spec, parts, why) as stage:
+        of = record.run_name(self.request.config, self.request.overrides)
+        lineage = record.lineage(spec, parts, self.summary)
+        with record.stage_run(self.store, self.summary.run_id, of, spec, parts, why, lineage) as stage:
             state.run_id = stage.run_id
             inputs = {name: self.request.directory / origin / file for name, (origin, file) in spec.inputs.items()}
             try:

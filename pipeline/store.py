@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from filelock import FileLock
 
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 SQLITE = addresses.SQLITE
 TAG = "moesaic."
 NOTE = "mlflow.note.content"
+LOADS = "loads"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens on the runs
 TAG_LIMIT = 5_000
 PARAM_LIMIT = 6_000
@@ -82,7 +83,7 @@ class Store:
             self.experiment_id = self._experiment(artifact_location, create)
 
     @classmethod
-    def unseen(cls, uri: str, experiment: str, experiment_id: str) -> Store:
+    def unseen(cls, uri: str, experiment: str, experiment_id: str) -> Self:
         """A store that is away, with an experiment that others made: it is not asked for anything yet."""
         store = cls.__new__(cls)
         store.uri, store.experiment, store.experiment_id, store.outbox = uri, experiment, experiment_id, None
@@ -135,7 +136,7 @@ class Store:
             )
         return str(found.experiment_id)
 
-    def kept_in(self, directory: Path, tell: Callable[[str], None]) -> Store:
+    def kept_in(self, directory: Path, tell: Callable[[str], None]) -> Self:
         """This store as the run in `directory` writes to it: while it is away, what is written waits there."""
         kept = copy.copy(self)
         kept.outbox = Outbox(directory, lambda write, again: deliver(self.client, write, again=again), tell)
@@ -185,9 +186,10 @@ class Store:
     def metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
         self.log(run_id, metrics=metrics)
 
-    def datasets(self, run_id: str, datasets: Iterable[Dataset]) -> None:
+    def datasets(self, run_id: str, datasets: Iterable[Dataset], context: str = LOADS) -> None:
+        """`context`: what they are to the run."""
         if items := [asdict(item) for item in datasets]:
-            self._write(Write("datasets", run_id, {"datasets": items}))
+            self._write(Write("datasets", run_id, {"datasets": items, "context": context}))
 
     def artifacts(self, run_id: str, folder: Path, *, protect: bool = False) -> None:
         """Upload all files below `folder`. `protect`: take the right to write from them where they are files here,
@@ -259,17 +261,20 @@ class Store:
             return None
 
 
-def open_store(options: TrackingOptions, experiment_id: str | None = None) -> Store:
+S = TypeVar("S", bound=Store)
+
+
+def open_store(options: TrackingOptions, experiment_id: str | None = None, kind: type[S] = Store) -> S:  # type: ignore[assignment]
     """The store of the config; where the experiment is known, even if the store is away."""
     uri = tracking_uri(options.uri, options.kind)
     try:
-        return Store(uri, options.experiment, options.artifact_location)
+        return kind(uri, options.experiment, options.artifact_location)
     except BadInput:
         raise
     except MoesaicError:
         if experiment_id is None:
             raise
-        return Store.unseen(uri, options.experiment, experiment_id)
+        return kind.unseen(uri, options.experiment, experiment_id)
 
 
 def link(source: Path, target: Path) -> None:

@@ -16,7 +16,9 @@ from pipeline import comparison, record, sync, table
 from pipeline.lifecycle import birth_tags, heartbeat, reap_orphans, signals_held
 from pipeline.outbox import suppress_outage
 from pipeline.schema import tracking_options
+from pipeline.seal import SealedStore
 from pipeline.store import NOTE, TAG, Store, open_store
+from pipeline.story import padded
 from stages import paths
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def close(status: str, cause: str) -> tuple[comparison.Comparison, str, Path] | 
 
 @dataclass
 class Sweep:
-    store: Store
+    store: SealedStore
     run_id: str
     directory: Path
     ends: ExitStack = field(default_factory=ExitStack)
@@ -68,7 +70,7 @@ class Sweep:
     @classmethod
     def begin(cls, config: DictConfig) -> Sweep:
         options = tracking_options(config)
-        store = open_store(options)
+        store = open_store(options, kind=SealedStore)
         reap_orphans(store)
         directory = Path(config.hydra.sweep.dir).absolute()
         overrides = list(OmegaConf.to_container(config.hydra.overrides.task) or [])
@@ -102,7 +104,7 @@ class Sweep:
         for file in comparison.write(found, self.directory):
             self.store.artifact(self.run_id, file)
         story = f"**{cause}**\n\n" if cause else ""
-        note = record.padded(story + found.note(self.store.experiment_id))
+        note = padded(story + found.note(self.store.experiment_id))
         self.store.log(self.run_id, metrics=found.metrics(), tags={NOTE: note})
         return found
 
@@ -111,4 +113,6 @@ def compare_again(store: Store, directory: Path) -> None:
     """After a sweep whose points came into the store later: the comparison that it could not make."""
     run_id = parent_of(str(directory))
     if run_id is not None and not (directory / comparison.TABLE).exists():
-        Sweep(store, run_id, directory).compare(store.run(run_id).data.tags.get(f"{TAG}cause", ""))
+        sealed = SealedStore.unseen(store.uri, store.experiment, store.experiment_id)
+        with sealed.reopened(run_id):
+            Sweep(sealed, run_id, directory).compare(store.run(run_id).data.tags.get(f"{TAG}cause", ""))

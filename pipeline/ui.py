@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 
+from pipeline import view
+from pipeline.lifecycle import Terminated, ending_raises
 from pipeline.store import Store, safe_uri, tracking_uri
 from stages.errors import BadInput
 
@@ -28,7 +30,8 @@ def serve(uri: str | None, experiment: str, port: int) -> int:
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise BadInput(f"Port {port} is in use: choose another with --port.")
-    page = f"http://127.0.0.1:{port}/#/experiments/{store.experiment_id}/runs?workflowType=machine_learning"
+    view.set_view(store)
+    page = view.page(store, f"http://127.0.0.1:{port}")
     sys.stdout.write(f"The runs: {page} (Ctrl-C ends the server)\n")
     sys.stdout.flush()
     command = [sys.executable, "-m", "mlflow", "server"]
@@ -36,8 +39,9 @@ def serve(uri: str | None, experiment: str, port: int) -> int:
     # The address may hold a password, which a command line would show to all.
     server = subprocess.Popen(command, env={**os.environ, **QUIET, "MLFLOW_BACKEND_STORE_URI": store_uri})
     try:
-        return server.wait()
-    except KeyboardInterrupt:
+        with ending_raises():
+            return server.wait()
+    except (KeyboardInterrupt, Terminated):
         return 0
     finally:
         server.terminate()

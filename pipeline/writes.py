@@ -109,7 +109,7 @@ def _datasets(client: MlflowClient, write: Write) -> None:
                     source=json.dumps({"uri": item["source"], "sha256": item["sha256"]}),
                     profile=json.dumps(item["profile"]),
                 ),
-                [InputTag("mlflow.data.context", "loads")],
+                [InputTag("mlflow.data.context", write.data["context"])],
             )
             for item in write.data["datasets"]
         ],

@@ -20,8 +20,10 @@ from pipeline import outbox
 from pipeline.cli import main
 from pipeline.outbox import waits
 from pipeline.runner import Request, run_pipeline
+from pipeline.seal import SEAL_TAG
 from pipeline.store import SQLITE, Store
 from pipeline.summary import Summary, read_summary
+from stages import paths
 from stages.errors import MoesaicError
 from tests.pipeline.conftest import Toy
 from tests.pipeline.test_cli import _quiet_logging  # noqa: F401
@@ -30,7 +32,8 @@ from tests.pipeline.wire import Wire
 Switch = Callable[[bool], None]
 """Takes the store away (False) and brings it back (True)."""
 
-OWN_TAGS = ("birth", "pid", "pid_started", "heartbeat", "directory", "host")
+OWN_TAGS = ("birth", "pid", "pid_started", "heartbeat", "directory", "host", "started")
+OWN_FILES = (paths.RECORD, paths.REPORT)  # full of ids and times; `test_audit_after_outage` looks at them
 
 
 @pytest.fixture
@@ -91,14 +94,15 @@ def picture(store: Store) -> list[Any]:
 
     pictured = []
     for run in runs:
-        tags = {k: plain(v) for k, v in run.data.tags.items() if k.removeprefix("moesaic.") not in OWN_TAGS}
+        own = [f"moesaic.{name}" for name in OWN_TAGS]
+        tags = {k: plain(v) for k, v in run.data.tags.items() if k not in own and not k.startswith(SEAL_TAG)}
         params = {k: plain(v) for k, v in run.data.params.items()}
         history = {
             name: [(point.value, point.step) for point in store.client.get_metric_history(run.info.run_id, name)]
             for name in run.data.metrics
         }
         files = {}
-        for name in store.files(run):
+        for name in sorted(set(store.files(run)) - set(OWN_FILES)):
             path = store.fetch(run, name, Path("downloads") / run.info.run_id)
             assert path is not None
             if name == "report.html":  # it is there, and tells times

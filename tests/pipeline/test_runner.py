@@ -247,7 +247,7 @@ def test_the_store_tells_the_story(toy: Toy) -> None:
     assert make.data.tags["moesaic.odd"] == "1"
     assert make.inputs.dataset_inputs[0].dataset.name == "numbers"
     artifacts = {item.path for item in store.client.list_artifacts(children["sum"].info.run_id)}
-    assert artifacts == {"sum.json", "figures", "manifest.json", "config.yaml"}
+    assert artifacts == {"sum.json", "figures", "manifest.json", "config.yaml", "record.json"}
     figures = {item.path for item in store.client.list_artifacts(children["sum"].info.run_id, "figures")}
     assert figures == {"figures/line.png"}
     top = {item.path for item in store.client.list_artifacts(run.info.run_id)}
