@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test test-ray coverage check format bench-place bench-eplb bench-plan bench-update bench-checksum bench-collect bench-record demo-live docs clean
+.PHONY: help install install-dev demo test test-ray coverage check format bench-place bench-eplb bench-plan bench-update bench-checksum bench-collect bench-record bench-tracking demo-live docs clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -74,6 +74,9 @@ bench-collect: install-dev  ## memory and time of reading dumps of a GiB, each f
 
 bench-record: install-dev  ## what counting a model's choices costs it
 	$(BIN)/python -m tests.bench.bench_record
+
+bench-tracking: install-dev  ## what MLflow costs a run and a sweep, and how it bears 5,000 runs
+	$(BIN)/python -m tests.bench.bench_tracking
 
 docs: install-dev  ## the generated tables of docs/, anew
 	$(BIN)/python -m tests.docs.tables

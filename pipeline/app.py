@@ -20,6 +20,7 @@ from yaml import YAMLError
 
 from pipeline import attached, sweep
 from pipeline.config_errors import config_sentence, flags_first, yaml_sentence
+from pipeline.credentials import refuse_in
 from pipeline.lifecycle import Terminated, ending_raises
 from pipeline.points import Point
 from pipeline.progress import json_lines
@@ -41,6 +42,7 @@ def run(arguments: list[str]) -> int:
     failures.clear()
     sweep.launching()
     try:
+        refuse_in(arguments)  # before Hydra writes them down
         sys.argv = ["moesaic run", *flags_first(arguments)]
         register()
         followed = attached.follow(arguments)
@@ -51,8 +53,8 @@ def run(arguments: list[str]) -> int:
         code = max((getattr(error, "exit_code", 1) for error in failures), default=0)
         if _alone:
             raise _alone.pop()
-        if ended := sweep.close():
-            code, cause = ended.exit_code, ended.cause
+        if ended := sweep.close():  # which has not seen how points ended that could not tell it the store
+            code, cause = max(code, ended.exit_code), ended.cause or (sentence_of(failures[-1]) if failures else "")
             view_without_run(arguments).comparison(ended.comparison, ended.run_id, ended.directory)
         elif failures:  # of a sweep that was not to run
             cause = f"{len(failures)} of the sweep's points cannot run, the last for: {sentence_of(failures[-1])}"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.keys import Difference, KeyParts, Manifest, difference, read_manifest
-from pipeline.store import TAG, Store, link, local_folder, remove
+from pipeline.store import TAG, Store, link, remove
+from pipeline.writes import local_folder
 from stages import paths
+from stages.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -50,8 +51,7 @@ def look_up(store: Store, parts: KeyParts, folder: Path) -> Hit | Miss:
 
 def _take(store: Store, run: Run, parts: KeyParts, folder: Path) -> Hit | Miss:
     short = run.info.run_id[:8]
-    with tempfile.TemporaryDirectory(prefix="moesaic-") as temporary:
-        download = Path(temporary)
+    with temporary_folder("checkpoint") as download:
         path = store.fetch(run, paths.MANIFEST, download)
         if path is None:
             return Miss(f"artifact {paths.MANIFEST} of run {short} is gone")
@@ -70,7 +70,9 @@ def _take(store: Store, run: Run, parts: KeyParts, folder: Path) -> Hit | Miss:
                 return Miss(f"artifact {name} of run {short} was changed")
             found[name] = file
         for name in store.files(run):
-            if name not in found and (file := store.fetch(run, name, download)) is not None:
+            if name in found or name == paths.RECORD:  # the record is the store's own
+                continue
+            if (file := store.fetch(run, name, download)) is not None:
                 found[name] = file
         remove(folder)
         folder.mkdir(parents=True)
@@ -88,9 +90,9 @@ def _why_new(store: Store, parts: KeyParts) -> str:
     query = f"attributes.status = 'FINISHED' and tags.`{TAG}stage` = '{parts.stage}'"
     found: list[Difference] = []
     recent = store.search(query, limit=NEIGHBOURS)
-    with tempfile.TemporaryDirectory(prefix="moesaic-") as temporary:
+    with temporary_folder("checkpoint") as download:
         for run in recent:
-            path = store.fetch(run, paths.MANIFEST, Path(temporary))
+            path = store.fetch(run, paths.MANIFEST, download)
             with suppress(ValueError, TypeError):
                 if path is not None:
                     found.append(difference(read_manifest(path).parts(), parts))

@@ -6,8 +6,9 @@ import argparse
 import gc
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pipeline import upkeep
 from stages.errors import MoesaicError, sentence_of
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(command=_doctor)
 
     _add_completion(commands)
-    for command in (status, export, ui, doctor):
+    audit, compare = _audit_parser(commands), _compare_parser(commands)
+    for command in (status, export, ui, doctor, audit, compare, *upkeep.commands(commands)):
         command.add_argument("--tracking-uri", metavar="URI", help="the store (default: as `moesaic run` takes it)")
         command.add_argument("--experiment", default="moesaic", help="the MLflow experiment (default: moesaic)")
     return parser
@@ -124,6 +126,46 @@ def _port(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= MAX_PORT:
         raise argparse.ArgumentTypeError(f"{text} is no port: give a number from 1 to {MAX_PORT}")
     return int(text)
+
+
+def _audit_parser(commands: Any) -> argparse.ArgumentParser:
+    audit: argparse.ArgumentParser = commands.add_parser(
+        "audit", help="is a run still what it was, and do its files bear out what it says?"
+    )
+    audit.add_argument("run", metavar="RUN", help="a run or a sweep: its id or the beginning of it")
+    audit.add_argument("--seal", metavar="DIGEST", help="the seal that you noted when it ended, or its beginning")
+    audit.add_argument("--json", action="store_true", help="print JSON")
+    audit.set_defaults(command=_audit)
+    return audit
+
+
+def _compare_parser(commands: Any) -> argparse.ArgumentParser:
+    compare: argparse.ArgumentParser = commands.add_parser(
+        "compare", help="in what two runs differ: config, inputs, code, metrics, and which experts are where"
+    )
+    compare.add_argument("a", metavar="A", help="a run: its id or the beginning of it")
+    compare.add_argument("b", metavar="B")
+    compare.add_argument("--json", action="store_true", help="print JSON")
+    compare.set_defaults(command=_compare)
+    return compare
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from pipeline.compare import compare, render
+
+    print(render(compare(_store(options), options.a, options.b), as_json=options.json))
+    return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from pipeline.audit import Tampered, audit, render
+
+    report = audit(_store(options), options.run, options.seal)
+    print(render(report, as_json=options.json))
+    if report.findings:
+        count = len(report.findings)
+        raise Tampered(f"{count} finding{'s' if count > 1 else ''}; the first: {report.findings[0]}")
+    return 0
 
 
 def _count(text: str) -> int:

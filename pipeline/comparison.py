@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.headline import bytes_text
 from pipeline.points import GOOD
 from pipeline.store import TAG, Store
+from pipeline.story import Links
 from stages import paths
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Comparison:
         lines = [best if self.front else f"{len(self.points)} points.", ""]
         lines += ["| " + " | ".join(self.header) + " |", "|---" * len(self.header) + "|"]
         for point, row in zip(self.points, self.rows(), strict=True):
-            link = f"[{row[1] or point.run_id[:8]}](#/experiments/{experiment_id}/runs/{point.run_id})"
+            link = Links(experiment_id).run(point.run_id, row[1] or None)
             lines.append("| " + " | ".join([row[0], link, *row[2:]]) + " |")
         return "\n".join(lines)
 

@@ -53,6 +53,8 @@ complete -c moesaic -f -a '(__moesaic)'
 FLAGS = ("-m", "--multirun", "--cfg", "--resolve", "--config-dir", "--info", "--help", "--version")
 """Of Hydra's flags those that `moesaic run` has a use for."""
 MOST_RUNS = 30
+RUNS = ("RUN", "A", "B")
+"""What arguments are called that name a run."""
 
 
 def words(line: str, parser: argparse.ArgumentParser) -> list[str]:
@@ -86,7 +88,7 @@ def _options(command: argparse.ArgumentParser, previous: str) -> Iterator[str]:
     for action in command._actions:
         if not action.option_strings:
             yield from map(str, action.choices or ())
-            if "RUN" in str(action.metavar):
+            if action.metavar in RUNS:
                 yield from _runs()
     for action in command._actions:
         yield from action.option_strings

@@ -24,6 +24,7 @@ class StageDeclaration:
     followers:   a module for ranks that another launcher started; it has `is_attached`, `is_leader`, `follow` and
                  `release`
     calibration: a module that measures what predictions need of this machine; it has `calibrate`
+    rederive:    a function of `stages.rederived` that audits call
     """
 
     target: str
@@ -32,6 +33,7 @@ class StageDeclaration:
     outputs: list[str] = field(default_factory=list)
     followers: str | None = None
     calibration: str | None = None
+    rederive: str | None = None
 
 
 @dataclass
@@ -86,6 +88,7 @@ class StageSpec:
     outputs: tuple[str, ...]
     followers: str | None
     calibration: str | None
+    rederive: str | None
 
     def function(self) -> StageFunction:
         module, _, name = self.target.rpartition(".")
@@ -130,6 +133,7 @@ def read_declaration(stages: Mapping[str, StageDeclaration]) -> list[StageSpec]:
                 tuple(stage.outputs),
                 stage.followers,
                 stage.calibration,
+                stage.rederive,
             )
         )
     if not specs:

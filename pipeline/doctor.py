@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
-from pipeline.store import SQLITE, safe_uri, tracking_uri
+from pipeline.credentials import hidden
+from pipeline.store import SQLITE, tracking_uri
 from stages.errors import MoesaicError
 
 
@@ -119,10 +120,10 @@ def _store(uri: str | None) -> Finding:
     except Exception as error:
         cause = MoesaicError(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
         return Finding(
-            "tracking store", False, f"{safe_uri(where)} does not answer: {cause}",
+            "tracking store", False, f"{hidden(where)} does not answer: {cause}",
             "Check tracking.uri or MLFLOW_TRACKING_URI, and that the server runs.", needed=True,
         )  # fmt: skip
-    return Finding("tracking store", True, f"{safe_uri(where)}, {count} experiments")
+    return Finding("tracking store", True, f"{hidden(where)}, {count} experiments")
 
 
 def _connect(uri: str) -> None:

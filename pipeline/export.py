@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from stages.engine_formats import FORMATS, LayerNumbers, export_placement
 from stages.engine_formats.stored import Outgoing
 from stages.errors import BadInput
 from stages.placement import read_placement
+from stages.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -48,8 +48,7 @@ def export(store: Store, prefix: str, engine: str, out: Path, layer_updates_per_
 
 
 def _artifacts(store: Store, place: Run, run: Run) -> Outgoing:
-    with tempfile.TemporaryDirectory(prefix="moesaic-") as temporary:
-        folder = Path(temporary)
+    with temporary_folder("export") as folder:
         files = {name: store.fetch(place, name, folder) for name in (paths.MANIFEST, paths.PLACEMENT)}
         config = store.fetch(run, paths.CONFIG, folder)
         gone = [name for name, path in {**files, paths.CONFIG: config}.items() if path is None]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from pipeline.outbox import RUN_LOCK
 from stages import paths
 from stages.errors import BadInput
 
@@ -18,7 +19,7 @@ WAIT_SECONDS = 0.2
 def owned(directory: Path, *, patient: bool = False) -> Iterator[None]:
     """The run folder, for this run alone. `patient`: wait until another one has left it."""
     directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / ".lock", blocking=patient)
+    lock = FileLock(directory / RUN_LOCK, blocking=patient)
     try:
         lock.acquire(poll_interval=WAIT_SECONDS)
     except Timeout as error:

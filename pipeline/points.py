@@ -30,21 +30,22 @@ GOOD = ("done", "verified")
 
 @dataclass(frozen=True)
 class Point:
-    """Point `number` of the sweep in the folder `sweep`, whose parent run is `parent` (None: it could not be made).
-    `continues`: the sweep was interrupted before, and points that are done are not run again."""
+    """Point `number` of the sweep in the folder `sweep`, whose parent run is `parent` (None: it could not be made), in
+    the experiment `experiment_id`, which is known even where the store is away. `continues`: the sweep was interrupted
+    before, and points that are done are not run again."""
 
     sweep: Path
     number: int
     parent: str | None = None
     continues: bool = False
+    experiment_id: str | None = None
 
     @classmethod
     def of(cls, sweep: Path, number: int) -> Point:
-        try:
-            value = json.loads((sweep / PARENT).read_text(encoding="utf-8"))
-        except OSError:
+        value = read_parent(sweep)
+        if value is None:
             return cls(sweep, number)
-        return cls(sweep, number, str(value["run_id"]), bool(value["continues"]))
+        return cls(sweep, number, value["run_id"], bool(value.get("continues")), value.get("experiment_id"))
 
     def tags(self) -> dict[str, str]:
         return {"sweep": str(self.sweep), "point": str(self.number)}
@@ -114,9 +115,18 @@ def _seen(file: Path | Content) -> Any:
     return str(file)
 
 
-def write_parent(sweep: Path, run_id: str, *, continues: bool) -> None:
+def write_parent(sweep: Path, run_id: str, experiment_id: str, *, continues: bool) -> None:
     """Tell the points of the sweep what they are under."""
-    paths.write_json(sweep / PARENT, {"run_id": run_id, "continues": continues})
+    paths.write_json(sweep / PARENT, {"run_id": run_id, "experiment_id": experiment_id, "continues": continues})
+
+
+def read_parent(folder: Path) -> dict[str, Any] | None:
+    """What the sweep in `folder` told its points; None if there is none, or its run could not be made."""
+    try:
+        value: dict[str, Any] = json.loads((folder / PARENT).read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    return value
 
 
 def forget_locks(sweep: Path) -> None:

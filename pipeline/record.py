@@ -5,8 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline import facts
 from pipeline.declaration import StageSpec
-from pipeline.headline import headline
 from pipeline.keys import KeyParts
 from pipeline.lifecycle import Terminated
+from pipeline.outbox import suppress_outage
+from pipeline.seal import SEAL_TAG, SealedStore
 from pipeline.store import NOTE, Store
+from pipeline.story import RUN_NAME, STARTED, now, padded, run_note
 from pipeline.summary import Summary
 from stages import paths
-from stages.contract import StageResult
+from stages.contract import Dataset, StageResult
 from stages.errors import MoesaicError, sentence_of
+from stages.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,12 +40,11 @@ def start_run(
 ) -> str:
     """A new run with its config, its overrides and the code's state. The id of the run."""
     kept = {"overrides": "\n".join(overrides)}
-    run_id = store.start(_name(config, overrides), {**tags, **kept, **_provenance()}, parent)
+    run_id = store.start(run_name(config, overrides), {**tags, **kept, **_provenance()}, parent)
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     store.params(run_id, _flat({str(k): v for k, v in plain.items() if k != "pipeline"}))
-    with tempfile.TemporaryDirectory(prefix="moesaic-") as temporary:
-        folder = Path(temporary)
+    with temporary_folder("start") as folder:
         paths.write_text(folder / paths.CONFIG, OmegaConf.to_yaml(config, resolve=True))
         paths.write_text(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(overrides)))
         paths.write_json(folder / MACHINE, facts.machine_facts())
@@ -59,21 +60,38 @@ def start_sweep(store: Store, overrides: list[str], tags: Mapping[str, str]) -> 
     return store.start(f"sweep {' '.join(swept)}"[:200].strip(), {**tags, **_provenance()})
 
 
-def finish_run(store: Store, summary: Summary, directory: Path, status: str) -> None:
+def finish_run(store: SealedStore, summary: Summary, directory: Path, overrides: Sequence[str], status: str) -> None:
     """Metrics of all stages, links to them, the summary, the report, the note and the final status of a run."""
     assert summary.run_id is not None
     metrics = {
         f"{stage}.{name}": value for stage, state in summary.stages.items() for name, value in state.metrics.items()
     }
-    store.metrics(summary.run_id, metrics)
     states = {
         f"moesaic.stage.{name}": f"{state.state} {state.run_id or ''}".strip() for name, state in summary.stages.items()
     }
-    store.tag(summary.run_id, {**states, "outcome": summary.status, "cause": summary.cause or ""})
+    made_by = {}
+    for name, state in summary.stages.items():
+        if state.run_id:
+            with suppress_outage():  # a stage of another run; then nothing links to it but its id
+                made_by[name] = store.sealed(state.run_id)
+    seals = {f"{SEAL_TAG}.{name}": sealed.seal for name, sealed in made_by.items()}
+    note = run_note(store, summary, made_by, overrides)
+    story = {"outcome": summary.status, "cause": summary.cause or "", NOTE: note}
+    store.log(summary.run_id, metrics=metrics, tags={**states, **seals, **story})
+    store.datasets(summary.run_id, [dataset for sealed in made_by.values() for dataset in sealed.datasets])
     for name in (paths.SUMMARY, paths.REPORT):
         if (directory / name).is_file():
             store.artifact(summary.run_id, directory / name)
-    store.finish(summary.run_id, status, _run_note(store, summary))
+    store.finish(summary.run_id, status)
+
+
+def lineage(spec: StageSpec, parts: KeyParts, summary: Summary) -> dict[str, Dataset]:
+    """What a stage takes of others, by where it comes from. MLflow keeps one data set of a name and digest for all runs,
+    so that only the words beside it can name the run."""
+    return {
+        f"from {stage}, run {summary.stages[stage].run_id}": Dataset(f"{stage}/{file}", "a stage", parts.inputs[name])
+        for name, (stage, file) in spec.inputs.items()
+    }
 
 
 @dataclass
@@ -85,28 +103,32 @@ class StageRecord:
 
     def keep(self, folder: Path, result: StageResult) -> None:
         """Upload the stage's folder and log what it reported."""
-        self.store.metrics(self.run_id, result.metrics)
+        self.store.log(self.run_id, metrics=result.metrics, tags={**result.tags, NOTE: padded(result.note)})
         self.store.datasets(self.run_id, result.datasets)
-        self.store.artifacts(self.run_id, folder)
-        self.store.protect(self.run_id)
-        self.store.tag(self.run_id, {**result.tags, NOTE: padded(result.note)})
+        self.store.artifacts(self.run_id, folder, protect=True)
 
 
 @contextmanager
-def stage_run(store: Store, parent: str, spec: StageSpec, parts: KeyParts, why: str) -> Iterator[StageRecord]:
-    """A nested run that is FINISHED if the block ends well, else FAILED or KILLED with the cause as its note."""
+def stage_run(
+    store: Store, parent: str, of: str, spec: StageSpec, parts: KeyParts, why: str, lineage: Mapping[str, Dataset]
+) -> Iterator[StageRecord]:
+    """A nested run of the run called `of`, with what it takes from other stages (`lineage`). It is FINISHED if the block ends well, else FAILED or KILLED with the cause as its note."""
     tags = {
         "kind": "stage",
         "stage": spec.name,
         "key": parts.key,
         "code_digest": parts.code_digest,
         "why": why,
+        RUN_NAME: of,
+        STARTED: now(),
         **{f"moesaic.input.{name}": digest for name, digest in parts.inputs.items()},
         **_provenance(),
     }
     run_id = store.start(spec.name, tags, parent)
     try:
         store.params(run_id, _flat(dict(parts.config)))
+        for origin, dataset in lineage.items():
+            store.datasets(run_id, [dataset], origin)
         yield StageRecord(store, run_id)
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt | Terminated | SystemExit)
@@ -145,7 +167,7 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _name(config: DictConfig, overrides: list[str]) -> str:
+def run_name(config: DictConfig, overrides: list[str]) -> str:
     """A name that tells runs apart: model, topology, and what was set beside them."""
     topology = f"{OmegaConf.select(config, 'topology.nodes')}x{OmegaConf.select(config, 'topology.gpus_per_node')}"
     name = str(OmegaConf.select(config, "topology.name") or "")
@@ -156,24 +178,6 @@ def _name(config: DictConfig, overrides: list[str]) -> str:
         if not o.lstrip("+~").startswith(("model=", "topology", "tracking", "run.", "hydra", "log=", "sweep."))
     ]
     return " ".join(str(part) for part in parts if part)[:200]
-
-
-def _run_note(store: Store, summary: Summary) -> str:
-    """What came out in a sentence, then each stage with a link to the run that made its result."""
-    story = summary.cause or "; ".join(f"{label.lower()} {text}" for label, text in headline(summary))
-    lines = [f"**{summary.status}**" + (f": {story}" if story else ""), ""]
-    if summary.stages:
-        lines += ["| stage | state | why | made by |", "|---|---|---|---|"]
-    for name, state in summary.stages.items():
-        link = f"[{state.run_id[:8]}](#/experiments/{store.experiment_id}/runs/{state.run_id})" if state.run_id else ""
-        why = "same key" if state.state == "cached" else state.why
-        lines.append(f"| {name} | {state.state} | {why} | {link} |")
-    return padded("\n".join(lines))
-
-
-def padded(note: str) -> str:
-    """`note` with room beside the cells of its tables, which MLflow's UI sets without any."""
-    return "\n".join(line.replace(" |", "&emsp; |") if line.startswith("| ") else line for line in note.split("\n"))
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

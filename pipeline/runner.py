@@ -12,18 +12,20 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline import facts, record
+from pipeline import facts, record, sync
 from pipeline.checkpoint import Hit, Miss, look_up
 from pipeline.declaration import RunOptions, StageSpec, needed, selection
 from pipeline.folder import check_target, ours, owned
 from pipeline.keys import KeyParts, Manifest, cacheable, environment, key_parts, write_manifest
 from pipeline.lifecycle import Terminated, birth_tags, ending_raises, heartbeat, reap_orphans, signals_held
+from pipeline.outbox import is_outage, suppress_outage
 from pipeline.points import Point, identity
 from pipeline.progress.telling import Telling, forget, noted
 from pipeline.progress.view import Lines, View
 from pipeline.report import leave_report
 from pipeline.schema import Root, check, resolved, stage_config, tracking_options
-from pipeline.store import Store, remove, tracking_uri
+from pipeline.seal import SealedStore
+from pipeline.store import open_store, remove
 from pipeline.summary import StageState, Summary, write_summary
 from stages import paths
 from stages.contract import StageResult
@@ -43,6 +45,10 @@ class Request:
     view: View = field(default_factory=lambda: Lines(print))
     point: Point | None = None
 
+    def store(self, root: Root) -> SealedStore:
+        """Where the run is recorded; a point can do without it, since the sweep knows the experiment."""
+        return open_store(root.tracking, self.point.experiment_id if self.point else None, SealedStore)
+
 
 def run_pipeline(request: Request) -> Summary:
     """Run what the config asks for and leave `summary.json` in the directory. Raises what ended it, with the summary
@@ -57,11 +63,14 @@ def run_pipeline(request: Request) -> Summary:
     except BadInput as error:
         _refuse(request, error)
         raise
-    store = open_store(root)
-    reap_orphans(store)
+    store = request.store(root)
+    with suppress_outage():
+        reap_orphans(store)
     summary = Summary(run_id=None)
-    walk = _Walk(request, store, specs, configs, root.run, summary)
     with owned(request.directory, patient=request.point is not None):
+        store = store.kept_in(request.directory, request.view.remark)
+        sync.deliver_before(store, request.directory)
+        walk = _Walk(request, store, specs, configs, root.run, summary)
         if root.run.dry_run:
             walk.go(first, last)
             summary.conclude(dry_run=True)
@@ -92,12 +101,13 @@ def _refuse(request: Request, error: BadInput) -> None:
     if not request.point:
         return
     root = Root(tracking=tracking_options(request.config))
-    with suppress(BadInput), _recorded(request, open_store(root), root, summary):
+    store = request.store(root).kept_in(request.directory, request.view.remark)
+    with suppress(BadInput), _recorded(request, store, root, summary):
         raise error
 
 
 @contextmanager
-def _recorded(request: Request, store: Store, root: Root, summary: Summary, identity: str = "") -> Iterator[None]:
+def _recorded(request: Request, store: SealedStore, root: Root, summary: Summary, identity: str = "") -> Iterator[None]:
     """The tracking run around the block: whatever happens inside, it gets its summary, status, cause and note."""
     beat, parent = root.tracking.heartbeat_seconds, request.point.parent if request.point else None
     tags = {"kind": "run", "directory": str(request.directory.absolute()), **birth_tags(beat)}
@@ -122,12 +132,8 @@ def _recorded(request: Request, store: Store, root: Root, summary: Summary, iden
                     if exit_code:
                         store.tag(run_id, {"exit_code": str(exit_code)})
                     leave_report(request.directory, summary, request.config, request.overrides, request.view.remark)
-                    record.finish_run(store, summary, request.directory, status)
-
-
-def open_store(root: Root) -> Store:
-    options = root.tracking
-    return Store(tracking_uri(options.uri), options.experiment, options.artifact_location)
+                    record.finish_run(store, summary, request.directory, request.overrides, status)
+                    sync.say_what_waits(store, request.directory, request.view.remark)
 
 
 @dataclass
@@ -135,7 +141,7 @@ class _Walk:
     """One pass over the stages. `manifests` holds what each stage left, by name, as far as it is known."""
 
     request: Request
-    store: Store
+    store: SealedStore
     specs: list[StageSpec]
     configs: dict[str, Any]
     run: RunOptions
@@ -208,6 +214,10 @@ class _Walk:
             target = self.request.directory / f".{spec.name}.partial"
         try:
             return look_up(self.store, parts, target)
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            return Miss("the tracking store is away")
         finally:
             if self.run.dry_run:
                 remove(target)
@@ -221,7 +231,9 @@ class _Walk:
         partial.mkdir(parents=True)
         began = time.perf_counter()
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        with record.stage_run(self.store, self.summary.run_id, spec, parts, why) as stage:
+        of = record.run_name(self.request.config, self.request.overrides)
+        lineage = record.lineage(spec, parts, self.summary)
+        with record.stage_run(self.store, self.summary.run_id, of, spec, parts, why, lineage) as stage:
             state.run_id = stage.run_id
             inputs = {name: self.request.directory / origin / file for name, (origin, file) in spec.inputs.items()}
             try:

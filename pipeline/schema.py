@@ -20,6 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import conf
+from pipeline.addresses import KINDS
+from pipeline.credentials import refuse_in
 from pipeline.declaration import (
     PipelineOptions,
     RunOptions,
@@ -36,14 +38,18 @@ CONF = Path(conf.__file__).parent
 
 @dataclass
 class TrackingOptions:
-    """Where runs are recorded.
+    """Where runs are recorded. Neither `uri` nor `artifact_location` may hold a password.
 
-    uri:               the store; null takes MLFLOW_TRACKING_URI, or outputs/mlflow.db in the current folder
+    kind:              what the address must be of: any, sqlite, server or postgres
+    uri:               the store, without a password; null takes MLFLOW_TRACKING_URI if it is of that kind, or where one
+        of the kind is by default (any: outputs/mlflow.db in the current folder)
     experiment:        the MLflow experiment of the runs
-    artifact_location: where artifacts go; null puts them beside a local database, and leaves the choice to a server
+    artifact_location: where artifacts go; null puts them beside a local database, into outputs/mlartifacts for
+        PostgreSQL, and leaves the choice to a server
     heartbeat_seconds: how often a run says that it is alive; one that has not for long is marked as orphan by a later start
     """
 
+    kind: str = "any"
     uri: str | None = None
     experiment: str = "moesaic"
     artifact_location: str | None = None
@@ -54,6 +60,13 @@ class TrackingOptions:
             raise BadInput(f"tracking.heartbeat_seconds={self.heartbeat_seconds} must be above 0.")
         if not self.experiment.strip():
             raise BadInput("tracking.experiment must not be empty.")
+        refuse_in(f"tracking.{name}={value}" for name in ("uri", "artifact_location") if (value := getattr(self, name)))
+        if self.kind not in KINDS:
+            raise BadInput(f"tracking.kind={self.kind} is not known; allowed are {', '.join(KINDS)}.")
+        if self.uri and not KINDS[self.kind].takes(self.uri):
+            raise BadInput(
+                f"tracking.uri={self.uri} is no address of tracking.kind={self.kind}: {KINDS[self.kind].what}."
+            )
 
 
 @dataclass

@@ -5,48 +5,53 @@ Only the client API is used: no active run, nothing global, so that several runs
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import shutil
-import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlparse
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from filelock import FileLock
 
+from pipeline import addresses, writes
+from pipeline.addresses import DEFAULT_STORE, POSTGRES
+from pipeline.credentials import hidden
+from pipeline.outbox import Outbox
+from pipeline.sqlite_journal import keep_journals
+from pipeline.writes import Write, deliver, local_folder
 from stages.contract import Dataset
 from stages.errors import BadInput, MoesaicError, sentence_of
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's seven take minutes on a server that is gone
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 logging.getLogger("alembic").setLevel(logging.WARNING)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs a stack for what is raised as well
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-DEFAULT_STORE = Path("outputs/mlflow.db")
-SQLITE = "sqlite:///"
+    from pipeline.schema import TrackingOptions
+
+SQLITE = addresses.SQLITE
 TAG = "moesaic."
 NOTE = "mlflow.note.content"
+LOADS = "loads"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens on the runs
 TAG_LIMIT = 5_000
 PARAM_LIMIT = 6_000
-BATCH = 100
-LINKED_BYTES = 16 << 20
 
 
-def tracking_uri(configured: str | None = None) -> str:
-    """The configured URI, else MLFLOW_TRACKING_URI, else the SQLite file in the current folder."""
-    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{DEFAULT_STORE.absolute()}"
-    if uri.startswith(SQLITE):
-        return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}"
-    return uri
+tracking_uri = addresses.tracking_uri
 
 
 class Store:
@@ -55,6 +60,7 @@ class Store:
     def __init__(self, uri: str, experiment: str, artifact_location: str | None = None, *, create: bool = True) -> None:
         self.uri = uri
         self.experiment = experiment
+        self.outbox: Outbox | None = None
         if uri.startswith(SQLITE):
             path = Path(uri.removeprefix(SQLITE))
             if not create and not path.exists():
@@ -70,14 +76,45 @@ class Store:
             # The first client migrates the schema and names the experiment; several at once would break both.
             with FileLock(path.with_suffix(".lock")):
                 self.experiment_id = self._experiment(artifact_location, create)
+        elif uri.startswith(POSTGRES):
+            artifact_location = artifact_location or (DEFAULT_STORE.parent / "mlartifacts").absolute().as_uri()
+            with self._alone():
+                self.experiment_id = self._experiment(artifact_location, create)
         else:
             self.experiment_id = self._experiment(artifact_location, create)
+
+    @classmethod
+    def unseen(cls, uri: str, experiment: str, experiment_id: str) -> Self:
+        """A store that is away, with an experiment that others made: it is not asked for anything yet."""
+        store = cls.__new__(cls)
+        store.uri, store.experiment, store.experiment_id, store.outbox = uri, experiment, experiment_id, None
+        return store
 
     @cached_property
     def client(self) -> MlflowClient:
         from mlflow import MlflowClient
 
+        if self.uri.startswith(SQLITE):
+            keep_journals()
         return MlflowClient(self.uri)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """On a PostgreSQL database: one at a time, whatever host it runs on, may make the schema and the experiment."""
+        from sqlalchemy import create_engine, text
+        from sqlalchemy.exc import SQLAlchemyError
+        from sqlalchemy.pool import NullPool
+
+        try:
+            engine = create_engine(self.uri, poolclass=NullPool)
+            with engine.connect() as connection:
+                connection.execute(text("SELECT pg_advisory_lock(hashtext('moesaic'))"))
+                yield
+        except (SQLAlchemyError, ImportError) as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: Exception) -> MoesaicError:
+        return MoesaicError(f"The tracking store {hidden(self.uri)} cannot be used: {hidden(sentence_of(error))}")
 
     def _experiment(self, artifact_location: str | None, create: bool) -> str:
         from mlflow.exceptions import MlflowException
@@ -91,9 +128,7 @@ class Store:
                 except MlflowException:  # another process was first
                     found = self.client.get_experiment_by_name(self.experiment)
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            raise MoesaicError(
-                f"The tracking store {safe_uri(self.uri)} cannot be used: {sentence_of(error)}"
-            ) from error
+            raise self._unusable(error) from error
         if found is None:
             raise BadInput(f"The tracking store has no experiment {self.experiment!r} yet: run `moesaic run` first.")
         if found.lifecycle_stage != "active":
@@ -102,79 +137,68 @@ class Store:
             )
         return str(found.experiment_id)
 
+    def kept_in(self, directory: Path, tell: Callable[[str], None]) -> Self:
+        """This store as the run in `directory` writes to it: while it is away, what is written waits there."""
+        kept = copy.copy(self)
+        kept.outbox = Outbox(directory, lambda write, again: deliver(self.client, write, again=again), tell)
+        return kept
+
+    def _write(self, write: Write) -> str:
+        return self.outbox.send(write) if self.outbox else deliver(self.client, write)
+
     def start(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
         """The id of a new RUNNING run. Tags without a dot get the prefix `moesaic.`."""
         all_tags = _tags(tags)
         if parent is not None:
             all_tags["mlflow.parentRunId"] = parent
-        return str(self.client.create_run(self.experiment_id, tags=all_tags, run_name=name).info.run_id)
+        return self._write(writes.start(self.experiment_id, name, all_tags))
 
     def finish(self, run_id: str, status: str, note: str | None = None) -> None:
         if note is not None:
             self.tag(run_id, {NOTE: note})
-        self.client.set_terminated(run_id, status)
+        self._write(Write("finish", run_id, {"status": status}))
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        series: Mapping[str, Sequence[float]] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """All in as few requests as can be. `series`: by metric, its value at step 0, 1, …"""
+        points = [[name, float(value), 0] for name, value in (metrics or {}).items()]
+        points += [[name, float(v), step] for name, values in (series or {}).items() for step, v in enumerate(values)]
+        data = {
+            "params": {name: str(value)[:PARAM_LIMIT] for name, value in (params or {}).items()},
+            "metrics": points,
+            "tags": _tags(tags or {}),
+        }
+        if any(data.values()):
+            self._write(Write("batch", run_id, data))
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in _tags(tags).items()], synchronous=True)
+        self.log(run_id, tags=tags)
 
     def params(self, run_id: str, params: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        items = [Param(name, str(value)[:PARAM_LIMIT]) for name, value in params.items()]
-        for start in range(0, len(items), BATCH):
-            self.client.log_batch(run_id, params=items[start : start + BATCH], synchronous=True)
+        self.log(run_id, params=params)
 
     def metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
-        from mlflow.entities import Metric
+        self.log(run_id, metrics=metrics)
 
-        now = int(time.time() * 1000)
-        items = [Metric(name, float(value), now, 0) for name, value in metrics.items()]
-        if items:
-            self.client.log_batch(run_id, metrics=items, synchronous=True)
+    def datasets(self, run_id: str, datasets: Iterable[Dataset], context: str = LOADS) -> None:
+        """`context`: what they are to the run."""
+        if items := [asdict(item) for item in datasets]:
+            self._write(Write("datasets", run_id, {"datasets": items, "context": context}))
 
-    def datasets(self, run_id: str, datasets: Iterable[Dataset]) -> None:
-        import json
+    def artifacts(self, run_id: str, folder: Path, *, protect: bool = False) -> None:
+        """Upload all files below `folder`. `protect`: take the right to write from them where they are files here,
+        since run folders will link to them."""
+        self._write(Write("files", run_id, {"source": str(folder), "protect": protect}))
 
-        from mlflow.entities import Dataset as Entity
-        from mlflow.entities import DatasetInput, InputTag
-
-        inputs = [
-            DatasetInput(
-                Entity(
-                    name=item.name,
-                    digest=item.sha256[:36],
-                    source_type="external",
-                    source=json.dumps({"uri": item.source, "sha256": item.sha256}),
-                    profile=json.dumps(dict(item.profile)),
-                ),
-                [InputTag("mlflow.data.context", "loads")],
-            )
-            for item in datasets
-        ]
-        if inputs:
-            self.client.log_inputs(run_id, inputs)
-
-    def artifacts(self, run_id: str, folder: Path) -> None:
-        """Upload all files below `folder`. Where the artifacts lie on this machine, large files are linked: they need
-        the disk once."""
-        local = local_folder(self.run(run_id))
-        if local is None:
-            self.client.log_artifacts(run_id, str(folder))
-            return
-        for file in folder.rglob("*"):
-            if file.is_file():
-                target = local / file.relative_to(folder)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _place(file, target, linked=file.stat().st_size >= LINKED_BYTES)
-
-    def protect(self, run_id: str) -> None:
-        """Take the right to write from a run's artifacts, where they are files here: run folders link to them."""
-        local = local_folder(self.run(run_id))
-        for file in local.rglob("*") if local is not None else ():
-            if file.is_file():
-                file.chmod(0o444)
+    def artifact(self, run_id: str, file: Path, folder: str | None = None) -> None:
+        self._write(Write("files", run_id, {"source": str(file), "folder": folder}))
 
     def files(self, run: Run, folder: str = "") -> list[str]:
         """The names of all artifact files of `run`."""
@@ -184,9 +208,6 @@ class Store:
         for item in self.client.list_artifacts(run.info.run_id, folder or None):
             found += self.files(run, item.path) if item.is_dir else [item.path]
         return found
-
-    def artifact(self, run_id: str, file: Path, folder: str | None = None) -> None:
-        self.client.log_artifact(run_id, str(file), folder)
 
     def run(self, run_id: str) -> Run:
         return self.client.get_run(run_id)
@@ -203,16 +224,21 @@ class Store:
             raise BadInput(f"More than one run has an id that begins with {prefix}: give more of it.")
         return found[0]
 
-    def pipeline_run(self, run: Run) -> Run:
-        """`run` itself if it is a run of the pipeline, or the one that it is a stage of."""
+    def pipeline_or_sweep(self, run: Run) -> Run:
+        """`run` itself if it is a run of the pipeline or a sweep, or the one that it is a stage of."""
         kind = run.data.tags.get(f"{TAG}kind")
         if kind == "stage":
             return self.run(run.data.tags["mlflow.parentRunId"])
-        if kind == "sweep":
-            raise BadInput(f"{run.info.run_id[:8]} is a sweep: name one of its runs.")
-        if kind != "run":
+        if kind not in ("run", "sweep"):
             raise BadInput(f"{run.info.run_id[:8]} is no run of moesaic.")
         return run
+
+    def pipeline_run(self, run: Run) -> Run:
+        """`run` itself if it is a run of the pipeline, or the one that it is a stage of."""
+        found = self.pipeline_or_sweep(run)
+        if found.data.tags.get(f"{TAG}kind") == "sweep":
+            raise BadInput(f"{run.info.run_id[:8]} is a sweep: name one of its runs.")
+        return found
 
     def search(self, query: str, limit: int = 100) -> list[Run]:
         """Newest first."""
@@ -236,10 +262,20 @@ class Store:
             return None
 
 
-def local_folder(run: Run) -> Path | None:
-    """Where the artifacts of `run` lie, if that is on this machine."""
-    uri = urlparse(run.info.artifact_uri)
-    return Path(unquote(uri.path)) if uri.scheme in ("", "file") else None
+S = TypeVar("S", bound=Store)
+
+
+def open_store(options: TrackingOptions, experiment_id: str | None = None, kind: type[S] = Store) -> S:  # type: ignore[assignment]
+    """The store of the config; where the experiment is known, even if the store is away."""
+    uri = tracking_uri(options.uri, options.kind)
+    try:
+        return kind(uri, options.experiment, options.artifact_location)
+    except BadInput:
+        raise
+    except MoesaicError:
+        if experiment_id is None:
+            raise
+        return kind.unseen(uri, options.experiment, experiment_id)
 
 
 def link(source: Path, target: Path) -> None:
@@ -252,26 +288,10 @@ def link(source: Path, target: Path) -> None:
         target.symlink_to(source)
 
 
-def _place(source: Path, target: Path, *, linked: bool) -> None:
-    """Have the content of `source` at `target`, as the same file if `linked` and both are on one file system."""
-    if linked:
-        target.unlink(missing_ok=True)
-        with suppress(OSError):
-            os.link(source, target)
-            return
-    shutil.copyfile(source, target)
-
-
 def remove(folder: Path) -> None:
     """Remove a folder if it is there."""
     if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder)
-
-
-def safe_uri(uri: str) -> str:
-    """`uri` without a password."""
-    parsed = urlparse(uri)
-    return uri.replace(f":{parsed.password}@", ":***@") if parsed.password else uri
 
 
 def _tags(tags: Mapping[str, str]) -> dict[str, str]:

@@ -4,7 +4,8 @@ its points by a file in the sweep's folder, and closed with a comparison of them
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,14 +13,20 @@ from typing import Any, NoReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from pipeline import comparison, record
+from pipeline import comparison, record, sync, table
+from pipeline.credentials import hidden
 from pipeline.lifecycle import birth_tags, heartbeat, reap_orphans, signals_held
-from pipeline.points import forget_locks, write_parent
+from pipeline.outbox import suppress_outage
+from pipeline.points import forget_locks, read_parent, write_parent
 from pipeline.progress.sweep_view import Watched, watching
 from pipeline.progress.view import announce
 from pipeline.resume import Earlier, find_earlier, sweep_key
 from pipeline.schema import log_of, sweep_options, tracking_options
-from pipeline.store import Store, safe_uri, tracking_uri
+from pipeline.seal import SealedStore
+from pipeline.store import NOTE, TAG, Store, open_store
+from pipeline.story import padded
+from pipeline.summary import read_summary
+from stages import paths
 from stages.errors import MoesaicError
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
@@ -83,17 +90,18 @@ def close(cut_short: str = "") -> Ended | None:
 
 @dataclass
 class Sweep:
-    store: Store
+    store: SealedStore
     run_id: str
     directory: Path
+    tell: Callable[[str], None] = table.say
     ends: ExitStack = field(default_factory=ExitStack)
 
     @classmethod
     def begin(cls, config: DictConfig) -> Sweep:
         options = tracking_options(config)
-        store = Store(tracking_uri(options.uri), options.experiment, options.artifact_location)
+        store = open_store(options, kind=SealedStore)
         reap_orphans(store)
-        key = sweep_key(config)
+        key, tell = sweep_key(config), _teller(log_of(config))
         earlier = find_earlier(store, config, key, sweep_options(config).resume)
         directory = earlier.directory if earlier else Path(config.hydra.sweep.dir).absolute()
         _prepare(config, directory)
@@ -108,8 +116,8 @@ class Sweep:
                 f"Continues the sweep {run_id[:8]} in {directory}: of its points {earlier.done} are done.",
                 {"event": "sweep", "run_id": run_id, "directory": str(directory), "done": earlier.done},
             )
-        write_parent(directory, run_id, continues=earlier is not None)
-        sweep = cls(store, run_id, directory)
+        write_parent(directory, run_id, store.experiment_id, continues=earlier is not None)
+        sweep = cls(store.kept_in(directory, tell), run_id, directory, tell)
         sweep.ends.enter_context(heartbeat(store, run_id, options.heartbeat_seconds))
         launcher = str(config.hydra.launcher.get("_target_", ""))
         if launcher != BASIC:
@@ -119,31 +127,76 @@ class Sweep:
 
     def close(self, cut_short: str) -> Ended:
         self.ends.close()
+        found: comparison.Comparison | None = None
         with signals_held():
-            reap_orphans(self.store)
-            found = comparison.compare(comparison.points_of(self.store, self.run_id))
-            failed = [point for point in found.points if point.exit_code]
+            with suppress_outage():
+                reap_orphans(self.store)
+                for folder in sync.with_points([self.directory]):  # of points that the store was away for
+                    if folder != self.directory:
+                        sync.deliver_what_waits(self.store, folder)
+                found = comparison.compare(comparison.points_of(self.store, self.run_id))
+            failures = _failures(found) if found else _failures_here(self.directory)
             cause = cut_short
-            if failed and not cut_short:
-                last = failed[-1].cause or f"point {failed[-1].number} {failed[-1].status}"
-                cause = f"{len(failed)} of the sweep's runs failed, the last with: {last}"
-            status = "KILLED" if cut_short else "FAILED" if failed else "FINISHED"
-            story = f"**{cause}**\n\n" if cause else ""
+            if failures and not cut_short:
+                cause = f"{len(failures)} of the sweep's runs failed, the last with: {failures[-1][1]}"
+            status = "KILLED" if cut_short else "FAILED" if failures else "FINISHED"
             try:
-                for file in comparison.write(found, self.directory):
-                    self.store.artifact(self.run_id, file)
-                self.store.metrics(self.run_id, found.metrics())
                 self.store.tag(self.run_id, {"outcome": "failed" if cause else "done", "cause": cause})
+                if found:
+                    self.compare(found, cause)
+                else:  # `compare_again` makes up for it
+                    (self.directory / comparison.TABLE).unlink(missing_ok=True)
             finally:
-                self.store.finish(self.run_id, status, record.padded(story + found.note(self.store.experiment_id)))
+                self.store.finish(self.run_id, status)
                 forget_locks(self.directory)
-        code = max((point.exit_code for point in failed), default=1 if cut_short else 0)
-        return Ended(found, self.run_id, self.directory, code, cause)
+                sync.say_what_waits(self.store, self.directory, self.tell)
+        code = max((code for code, _ in failures), default=1 if cut_short else 0)
+        return Ended(found or comparison.compare([]), self.run_id, self.directory, code, cause)
+
+    def compare(self, found: comparison.Comparison, cause: str) -> None:
+        """Leave what the points came to beside each other, in the sweep's folder and in the store."""
+        for file in comparison.write(found, self.directory):
+            self.store.artifact(self.run_id, file)
+        story = f"**{cause}**\n\n" if cause else ""
+        note = padded(story + found.note(self.store.experiment_id))
+        self.store.log(self.run_id, metrics=found.metrics(), tags={NOTE: note})
 
 
-def _take_up(store: Store, earlier: Earlier, tags: dict[str, str]) -> str:
+def compare_again(store: Store, directory: Path) -> None:
+    """After a sweep whose points came into the store later: the comparison that it could not make."""
+    parent = read_parent(directory)
+    if parent is not None and not (directory / comparison.TABLE).exists():
+        run_id = parent["run_id"]
+        sealed = SealedStore.unseen(store.uri, store.experiment, store.experiment_id)
+        found = comparison.compare(comparison.points_of(store, run_id))
+        with sealed.reopened(run_id):
+            Sweep(sealed, run_id, directory).compare(found, store.run(run_id).data.tags.get(f"{TAG}cause", ""))
+
+
+def _failures(found: comparison.Comparison) -> list[tuple[int, str]]:
+    """Exit code and cause of each point that failed."""
+    return [(p.exit_code, p.cause or f"point {p.number} {p.status}") for p in found.points if p.exit_code]
+
+
+def _failures_here(directory: Path) -> list[tuple[int, str]]:
+    """The same of what the points left in the sweep's folder, where the store cannot be asked."""
+    failures = []
+    for folder in sorted((f for f in directory.iterdir() if f.name.isdigit()), key=lambda folder: int(folder.name)):
+        with suppress(OSError, ValueError, TypeError):
+            summary = read_summary(folder / paths.SUMMARY)
+            if summary.status == "failed":
+                failures.append((1, summary.cause or f"point {folder.name} failed"))
+    return failures
+
+
+def _teller(log: str) -> Callable[[str], None]:
+    return lambda line: announce(log, line, {"event": "remark", "text": line})
+
+
+def _take_up(store: SealedStore, earlier: Earlier, tags: dict[str, str]) -> str:
     """Let the run of an earlier sweep go on, as if it had never ended."""
     times = {"continued": str(earlier.continued + 1), "orphan": "false", "outcome": "", "cause": ""}
+    store.take_up(earlier.run_id)
     store.tag(earlier.run_id, {**tags, **times})
     store.client.update_run(earlier.run_id, status="RUNNING")
     return earlier.run_id
@@ -159,7 +212,7 @@ def _prepare(config: DictConfig, directory: Path) -> None:
             uri = os.environ.get(
                 URI, ""
             )  # its workers have the environment of the cluster, whose logs tell what is added
-            passed = {URI: uri} if uri and safe_uri(uri) == uri else {}
+            passed = {URI: uri} if uri and hidden(uri) == uri else {}
             start = OmegaConf.to_container(config.hydra.launcher.ray.init, resolve=True) or {}
             assert isinstance(start, dict)
             environment = dict(start.get("runtime_env") or {})

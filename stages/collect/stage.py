@@ -58,6 +58,11 @@ def collect(config: CollectStageConfig, inputs: Mapping[str, Path], folder: Path
     )
 
 
+def loads_of(config: CollectStageConfig, folder: Path, progress: Progress) -> LoadStats:
+    """What the source of `config` gives; `folder` is for what a server is asked for."""
+    return _loads(config, folder, progress)[0]
+
+
 def _loads(
     config: CollectStageConfig, folder: Path, progress: Progress
 ) -> tuple[LoadStats, Checked | None, int | None]:

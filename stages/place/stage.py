@@ -15,6 +15,7 @@ from stages.contract import Progress, StageResult
 from stages.expert_map import ExpertMap, slots_per_rank
 from stages.gpu_balance import write_gpu_balance
 from stages.load import read_load
+from stages.moves import moves_between, write_moves
 from stages.place.config import PlaceStageConfig
 from stages.place.report import judge, note
 from stages.placement import Placement, write_placement
@@ -46,7 +47,12 @@ def place(config: PlaceStageConfig, inputs: Mapping[str, Path], folder: Path, pr
     if resizing:
         placement = _in_one_frame(found.map, solver.topology.ranks, now, left, world, load.experts)
         judgement = judgement.between(placement, world, gpu_load(load.total(), now, left))
-    files = (*write_placement(folder, placement), *write_gpu_balance(folder, judgement.balance))
+    moves = moves_between(placement.current, placement.physical_to_logical_map, load.experts, world, world)
+    files = (
+        *write_placement(folder, placement),
+        *write_moves(folder, moves),
+        *write_gpu_balance(folder, judgement.balance),
+    )
 
     progress("judging the placement", 0.5)
     metrics = judgement.metrics()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ import torch.distributed as dist
 
 from stages.checksum import checksum_rows
 from stages.errors import BadInput
+from stages.temporary import temporary_folder
 from stages.topology import Device, Link, Links, Topology
 from stages.update import machine
 from stages.update.api import create_temp_buffers, update_expert_weights_single_layer
@@ -80,8 +80,8 @@ def calibrate(name: str, nodes: int | None, gpus_per_node: int | None, backend: 
     if seat is not None:
         measured = _attached(seat, topology, found.backend)
     else:
-        with tempfile.TemporaryDirectory(prefix="moesaic-calibrate-") as folder:
-            file = Path(folder) / "topology.json"
+        with temporary_folder("calibrate") as folder:
+            file = folder / "topology.json"
             launch(save, (topology, file), ranks, backend=found.backend, timeout_seconds=TIMEOUT_SECONDS)
             measured = _from_json(json.loads(file.read_text(encoding="utf-8")))
     if seat is not None and seat.rank > 0:

@@ -12,7 +12,6 @@ import multiprocessing.forkserver
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 import types
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import MoesaicError
+from stages.temporary import temporary_folder
 from stages.update.failures import TIMED_OUT, Death, RanksLost, as_raised, recorded_error, root_cause
 from stages.update.machine import cores
 from stages.update.network import network_defaults
@@ -60,11 +60,10 @@ def launch(
     from stages.update.stores import loopback_store
 
     with (
-        tempfile.TemporaryDirectory(prefix="moesaic-ranks-", ignore_cleanup_errors=True) as name,
+        temporary_folder("ranks") as folder,
         _quiet_elastic(),
         loopback_store() as port,
     ):
-        folder = Path(name)
         board = ProgressBoard(folder / "board", ranks)
         shared_gpus = oversubscribe and backend == "nccl"
         seats = [LocalSeat(rank, ranks, backend, port, timeout_seconds, folder / "board") for rank in range(ranks)]
@@ -73,6 +72,8 @@ def launch(
             _watch(context, board, on_report)
         finally:
             context.close(signal.SIGTERM, timeout=CLOSE_SECONDS)
+            for file in context._pc.error_files:  # type: ignore[attr-defined]
+                Path(file).unlink(missing_ok=True)  # torch leaves those of ranks that failed
 
 
 def start_server() -> None:

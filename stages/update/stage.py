@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from stages.errors import BadInput, Corruption, MoesaicError
 from stages.execution import Execution, write_execution
 from stages.functional import write_functional
 from stages.holdings import write_holdings
+from stages.temporary import temporary_folder
 from stages.update import attached, inventory
 from stages.update.config import UpdateStageConfig
 from stages.update.failures import RanksLost
@@ -67,8 +67,8 @@ def update(config: UpdateStageConfig, inputs: Mapping[str, Path], folder: Path, 
 def _run_local(config: UpdateStageConfig, job: Job, machine: Machine, on_report: OnReport) -> Measured:
     from stages.update.worker import save_update
 
-    with tempfile.TemporaryDirectory(prefix="moesaic-update-") as name:
-        found = Path(name) / "measured"
+    with temporary_folder("update") as folder:
+        found = folder / "measured"
         launch(
             save_update,
             (config, job, found),

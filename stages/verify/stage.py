@@ -39,7 +39,7 @@ def verify(config: VerifyStageConfig, inputs: Mapping[str, Path], folder: Path, 
     execution = read_execution(inputs["execution"])
     _check_tensors(config, table, inputs["checksums"])
     functional = _functional(config, inputs, table)
-    fault = _fault(table, placement, execution)
+    fault = fault_of(table, placement, execution)
     if fault:
         verdict = Verdict(False, 0, [], [], 0, time.perf_counter() - began, fault)
     else:
@@ -72,7 +72,7 @@ def _audit(
     began: float,
 ) -> Verdict:
     experts = placement.experts
-    truth, source = _truth(config, table, experts, execution.weights, progress)
+    truth, source = truth_of(config, table, experts, execution.weights, progress)
     progress("comparing checksums", 1.0)
     result = audit(table, experts, truth)
     slots = f"{result.slots_before:,} filled slots before the update and {result.slots_after:,} after it"
@@ -100,7 +100,7 @@ def _functional(config: VerifyStageConfig, inputs: Mapping[str, Path], table: Ch
     return judge(read_functional(inputs["functional"]) if "functional" in inputs else None, table.old.shape[0])
 
 
-def _truth(
+def truth_of(
     config: VerifyStageConfig, table: ChecksumTable, experts: int, weights: str, progress: Progress
 ) -> tuple[Sums | None, str]:
     """[L·E, K]: the checksums of the experts that either map holds, made anew, 0 for the others; None where nothing
@@ -132,7 +132,7 @@ def _check_tensors(config: VerifyStageConfig, table: ChecksumTable, path: Path) 
         raise BadInput(f"{path} holds the tensors {', '.join(table.tensors)}; model.tensors are {', '.join(names)}.")
 
 
-def _fault(table: ChecksumTable, placement: Placement, execution: Execution) -> str:
+def fault_of(table: ChecksumTable, placement: Placement, execution: Execution) -> str:
     """Why the checksums are no answer to this placement: the update worked on other maps, or on other ranks."""
     if table.ranks != execution.ranks:
         return f"The checksums are of {table.ranks} ranks, the execution is of {execution.ranks}."

@@ -33,6 +33,7 @@ def move(hosts: list[Host], ranks_per_host: int, out: Path) -> dict[str, dict[st
     common = [
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes", str(len(hosts))),
         *("--nproc-per-node", str(ranks_per_host), "--master-addr", hosts[0].address, "--master-port", "29511"),
+        *("--log-dir", str(out.with_name("torchrun"))),
     ]
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NCCL_NVLS_ENABLE": "0"}
     started = []

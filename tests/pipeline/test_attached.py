@@ -17,7 +17,7 @@ TINY = ("model=tiny", "collect=synthetic", "topology=1x2")
 
 def torchrun(here: Path, name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--log-dir", str(here / "torchrun")]
     command += ["-m", "pipeline.cli", "run", *TINY, f"hydra.run.dir={here / name}", *overrides]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=150, check=False)

@@ -149,7 +149,7 @@ def test_a_rank_of_torchrun_that_is_killed(here: Path) -> None:
     """torchrun ends all ranks when one has died, rank 0 and its pipeline too: the run is FAILED all the same, and says why."""
     mark = f"{os.getpid()}-torchrun-killed"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--log-dir", str(here / "torchrun")]
     command += ["-m", "tests.pipeline.troubled", "kill_during", "1", "3", "run", *ARGUMENTS]
     done = subprocess.run(
         [*command, f"hydra.run.dir={here / 'first'}"],

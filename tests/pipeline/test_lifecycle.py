@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from pathlib import Path
@@ -21,18 +20,13 @@ from tests.pipeline.conftest import Toy
 ROOT = Path(__file__).parents[2]
 
 
-def start(folder: Path, *overrides: str, name: str = "other") -> subprocess.Popen[str]:
+def start(toy: Toy, *overrides: str, name: str = "other") -> subprocess.Popen[str]:
     """The toy pipeline in a process of its own."""
-    code = f"""
-        import signal
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started the tests behind it
-        from pathlib import Path
-        from tests.pipeline.conftest import Toy
-        Toy(Path({str(folder)!r}))(*{list(overrides)!r}, directory=Path({str(folder / name)!r}))
-    """
+    # SIGINT is ignored where a shell started the tests behind it.
+    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {toy.code(*overrides, name=name)}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code], cwd=toy.folder, env=environment, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -49,9 +43,17 @@ def end(process: subprocess.Popen[str], number: int) -> str:
     return process.communicate(timeout=30)[1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_marks_the_run_killed_at_once(toy: Toy, number: int) -> None:
-    process = start(toy.folder, "double.fail=wait")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_marks_the_run_killed_at_once(local_toy: Toy, number: int) -> None:
+    ends_killed(local_toy, number)
+
+
+def test_sigterm_marks_the_run_killed_in_any_store(toy: Toy) -> None:
+    ends_killed(toy, signal.SIGTERM)
+
+
+def ends_killed(toy: Toy, number: int) -> None:
+    process = start(toy, "double.fail=wait")
     wait_for(toy.folder / "other" / "waiting", process)
     end(process, number)
     assert process.returncode != 0
@@ -65,7 +67,7 @@ def test_a_signal_marks_the_run_killed_at_once(toy: Toy, number: int) -> None:
 
 
 def test_after_kill_9_the_next_run_continues_and_marks_the_orphan(toy: Toy) -> None:
-    process = start(toy.folder, "double.fail=kill")
+    process = start(toy, "double.fail=kill")
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     left = toy.store.search("attributes.status = 'RUNNING'")
@@ -110,7 +112,7 @@ def test_a_signal_waits_while_something_is_closed_whichever_thread_takes_it() ->
 
 
 def test_a_live_run_of_this_host_is_never_touched(toy: Toy) -> None:
-    process = start(toy.folder, "double.fail=wait")
+    process = start(toy, "double.fail=wait")
     try:
         wait_for(toy.folder / "other" / "waiting", process)
         toy("make.count=7")
@@ -159,7 +161,7 @@ def test_the_heartbeat_is_renewed_while_the_run_lives(toy: Toy) -> None:
 def test_four_runs_at_once_on_a_fresh_store(tmp_path: Path) -> None:
     """The first to come migrates the schema and names the experiment; all land in it."""
     (tmp_path / "outputs").mkdir()
-    processes = [start(tmp_path, f"seed={n % 2}", name=f"run{n}") for n in range(4)]
+    processes = [start(Toy(tmp_path), f"seed={n % 2}", name=f"run{n}") for n in range(4)]
     for process in processes:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from pipeline.store import local_folder
 from pipeline.summary import read_summary
+from pipeline.writes import local_folder
 from stages.errors import BadInput, Corruption, MoesaicError
 from tests.pipeline.conftest import Toy
 
@@ -34,12 +34,11 @@ def test_runs_then_takes_everything_from_checkpoints(toy: Toy) -> None:
     assert json.loads((toy.directory / "sum" / "sum.json").read_text()) == 6.0
 
 
-def test_cached_outputs_are_links_into_the_store(toy: Toy) -> None:
-    first = toy()
-    toy()
-    run = toy.store.run(str(first.stages["sum"].run_id))
-    stored = Path(run.info.artifact_uri.removeprefix("file://")) / "sum.json"
-    assert stored.samefile(toy.directory / "sum" / "sum.json")
+def test_cached_outputs_are_links_into_the_store(local_toy: Toy) -> None:
+    first = local_toy()
+    local_toy()
+    stored = local_toy.stored(first.stages["sum"].run_id) / "sum.json"
+    assert stored.samefile(local_toy.directory / "sum" / "sum.json")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +88,7 @@ def test_the_environment_is_in_the_key(toy: Toy, monkeypatch: pytest.MonkeyPatch
 def test_a_checkpoint_whose_artifact_was_harmed_is_not_used(toy: Toy, file: str, harm: str) -> None:
     first = toy()
     run_id = str(first.stages["sum"].run_id)
-    stored = Path(toy.store.run(run_id).info.artifact_uri.removeprefix("file://")) / file
+    stored = toy.stored(run_id) / file
     if harm == "gone":
         stored.unlink()
     else:
@@ -138,9 +137,9 @@ def test_first_takes_what_comes_before_from_checkpoints(toy: Toy) -> None:
         (["pipeline.stages.sum.target=no.such.thing"], "pipeline.stages.sum.target=no.such.thing cannot be imported"),
     ],
 )
-def test_bad_config_gets_one_sentence_with_the_full_key(toy: Toy, overrides: list[str], message: str) -> None:
+def test_bad_config_gets_one_sentence_with_the_full_key(local_toy: Toy, overrides: list[str], message: str) -> None:
     with pytest.raises(BadInput) as caught:
-        toy(*overrides)
+        local_toy(*overrides)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -200,24 +199,24 @@ def test_a_corrupt_result_keeps_its_files_for_the_record(toy: Toy) -> None:
     assert {"doubled.json", "manifest.json"} <= names
 
 
-def test_large_artifacts_need_the_disk_once(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.store.LINKED_BYTES", 1000)
+def test_large_artifacts_need_the_disk_once(local_toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.writes.LINKED_BYTES", 1000)
     folder = tmp_path / "stage"
     (folder / "deep").mkdir(parents=True)
     (folder / "small").write_bytes(bytes(999))
     (folder / "deep" / "large").write_bytes(bytes(1000))
-    run = toy.store.start("kept", {})
-    toy.store.artifacts(run, folder)
-    kept = local_folder(toy.store.run(run))
+    run = local_toy.store.start("kept", {})
+    local_toy.store.artifacts(run, folder)
+    kept = local_folder(local_toy.store.run(run))
     assert kept is not None
     assert {file: (kept / file).samefile(folder / file) for file in ("small", "deep/large")} == {
         "small": False,
         "deep/large": True,
     }
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("another file system")))
-    run = toy.store.start("kept too", {})
-    toy.store.artifacts(run, folder)
-    kept = local_folder(toy.store.run(run))
+    run = local_toy.store.start("kept too", {})
+    local_toy.store.artifacts(run, folder)
+    kept = local_folder(local_toy.store.run(run))
     assert kept is not None
     assert (kept / "deep" / "large").read_bytes() == bytes(1000)
     assert not (kept / "deep" / "large").samefile(folder / "deep" / "large")
@@ -248,7 +247,7 @@ def test_the_store_tells_the_story(toy: Toy) -> None:
     assert make.data.tags["moesaic.odd"] == "1"
     assert make.inputs.dataset_inputs[0].dataset.name == "numbers"
     artifacts = {item.path for item in store.client.list_artifacts(children["sum"].info.run_id)}
-    assert artifacts == {"sum.json", "figures", "manifest.json", "config.yaml"}
+    assert artifacts == {"sum.json", "figures", "manifest.json", "config.yaml", "record.json"}
     figures = {item.path for item in store.client.list_artifacts(children["sum"].info.run_id, "figures")}
     assert figures == {"figures/line.png"}
     top = {item.path for item in store.client.list_artifacts(run.info.run_id)}
@@ -278,7 +277,7 @@ def test_a_folder_shows_one_run_alone(toy: Toy, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "link"])
-def test_what_others_made_is_never_replaced(toy: Toy, tmp_path: Path, kind: str) -> None:
+def test_what_others_made_is_never_replaced(local_toy: Toy, tmp_path: Path, kind: str) -> None:
     mine = tmp_path / "project" / "double"
     mine.parent.mkdir()
     if kind == "folder":
@@ -290,8 +289,8 @@ def test_what_others_made_is_never_replaced(toy: Toy, tmp_path: Path, kind: str)
         (tmp_path / "elsewhere").mkdir()
         mine.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(BadInput, match="double is there already and was not made by moesaic"):
-        toy(directory=mine.parent)
-    toy("run.last=make", directory=mine.parent)
+        local_toy(directory=mine.parent)
+    local_toy("run.last=make", directory=mine.parent)
     assert mine.exists()
     if kind != "link":
         assert (mine if kind == "file" else mine / "thesis.txt").read_text() == "precious"
@@ -310,19 +309,19 @@ def test_a_refused_config_does_not_hide_a_finished_run(toy: Toy, tmp_path: Path)
     assert read_summary(tmp_path / "same" / "summary.json").run_id == first.run_id
 
 
-def test_a_cached_stage_shows_all_that_the_first_run_did(toy: Toy) -> None:
-    first = toy()
-    made = {path.relative_to(toy.directory) for path in (toy.directory / "sum").rglob("*")}
-    toy()
-    assert {path.relative_to(toy.directory) for path in (toy.directory / "sum").rglob("*")} == made
+def test_a_cached_stage_shows_all_that_the_first_run_did(local_toy: Toy) -> None:
+    first = local_toy()
+    made = {path.relative_to(local_toy.directory) for path in (local_toy.directory / "sum").rglob("*")}
+    local_toy()
+    assert {path.relative_to(local_toy.directory) for path in (local_toy.directory / "sum").rglob("*")} == made
     assert {"manifest.json", "config.yaml", "figures", "line.png"} <= {path.name for path in made}
-    stored = Path(toy.store.run(str(first.stages["sum"].run_id)).info.artifact_uri.removeprefix("file://"))
+    stored = local_toy.stored(first.stages["sum"].run_id)
     assert oct((stored / "sum.json").stat().st_mode)[-3:] == "444"
 
 
-def test_two_runs_cannot_share_a_folder(toy: Toy, tmp_path: Path) -> None:
+def test_two_runs_cannot_share_a_folder(local_toy: Toy, tmp_path: Path) -> None:
     with FileLock(tmp_path / ".lock"), pytest.raises(BadInput, match="Another run is writing into"):
-        toy(directory=tmp_path)
+        local_toy(directory=tmp_path)
 
 
 def test_why_compares_with_the_earlier_run_that_is_nearest(toy: Toy) -> None:

@@ -195,7 +195,7 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         result, _ = run(tmp_path / name, COUNTS, topology=(2, 2), redundant_experts=4)
-        assert result.files == (paths.PLACEMENT, paths.PLACEMENT_JSON, paths.GPU_BALANCE)
+        assert result.files == (paths.PLACEMENT, paths.PLACEMENT_JSON, paths.MOVES, paths.GPU_BALANCE)
         digests.append([paths.sha256(tmp_path / name / "place" / file) for file in result.files])
     assert digests[0] == digests[1]
 

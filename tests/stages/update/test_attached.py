@@ -49,6 +49,7 @@ def torchrun(
             host.command(
                 *(sys.executable, "-m", "torch.distributed.run", f"--nnodes={len(hosts)}", f"--node-rank={number}"),
                 *(f"--nproc-per-node={ranks_per_host}", f"--master-addr={hosts[0].address}", f"--master-port={port}"),
+                f"--log-dir={folder / 'torchrun'}",
                 *("-m", "tests.stages.update.attached_script", str(folder), *mishap),
             ),
             cwd=ROOT,

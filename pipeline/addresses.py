@@ -1,0 +1,58 @@
+"""Where the tracking store is: the kinds of stores, and the address that config and environment come to."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from stages.errors import MoesaicError
+
+DEFAULT_STORE = Path("outputs/mlflow.db")
+SQLITE = "sqlite:///"
+HTTP = ("http://", "https://")
+POSTGRES = ("postgresql", "postgres:")
+ENVIRONMENT = "MLFLOW_TRACKING_URI"
+DRIVERS = ("psycopg", "psycopg2")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`prefixes` of its addresses, the address that it has by default, and how to say what is expected."""
+
+    prefixes: tuple[str, ...]
+    default: str
+    what: str
+
+    def takes(self, uri: str) -> bool:
+        return uri.startswith(self.prefixes)
+
+
+KINDS = {
+    "any": Kind(("",), f"{SQLITE}{DEFAULT_STORE}", "any that MLflow knows"),
+    "sqlite": Kind((SQLITE,), f"{SQLITE}{DEFAULT_STORE}", "sqlite:///FILE"),
+    "server": Kind(HTTP, "http://127.0.0.1:5000", "http://HOST:PORT or https://…"),
+    "postgres": Kind(POSTGRES, "postgresql://", "postgresql://HOST:PORT/DATABASE, or postgresql:// for that of PGHOST"),
+}
+
+
+def tracking_uri(configured: str | None = None, kind: str = "any") -> str:
+    """The configured URI, else MLFLOW_TRACKING_URI if it is of the kind, else where one is by default."""
+    known = KINDS[kind]
+    given = os.environ.get(ENVIRONMENT, "")
+    uri = configured or (given if given and known.takes(given) else known.default)
+    if uri.startswith(SQLITE):
+        return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}"
+    return with_driver(uri) if uri.startswith(POSTGRES) else uri
+
+
+def with_driver(uri: str) -> str:
+    """The address of a PostgreSQL database, with a driver that is installed here unless it names one."""
+    scheme, _, rest = uri.partition("://")
+    if "+" in scheme:
+        return uri
+    driver = next((name for name in DRIVERS if find_spec(name)), None)
+    if driver is None:
+        raise MoesaicError("PostgreSQL needs a driver here: pip install 'moesaic[postgres]'.")
+    return f"postgresql+{driver}://{rest}"

@@ -1,0 +1,188 @@
+"""What a run left, sealed: `record.json` lists every row and file that the store was given for it, and the tag
+`moesaic.seal` is the SHA-256 of that list. A run's tags hold the seals of the stage runs that it took, so that its own
+seal speaks for all of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from pipeline.keys import read_manifest
+from pipeline.store import LOADS, NOTE, TAG, Store
+from pipeline.writes import BIRTH, Write
+from stages import paths
+from stages.contract import Dataset
+from stages.temporary import temporary_folder
+
+SEAL = "seal"
+SEAL_TAG = f"{TAG}{SEAL}"
+NAME_TAG = "mlflow.runName"
+RESTLESS = (f"{TAG}heartbeat", f"{TAG}progress")
+"""Say nothing of a run that has ended, and a last one may come late."""
+
+
+@dataclass
+class Record:
+    """All that the store must hold of one run. `metrics`: name -> its points, in order. `files`: name -> SHA-256.
+
+    `run_id` is what the run was known by when it ended: its id or, where the store was away when it began, its `birth`,
+    which stood in for it (`pipeline.outbox`).
+    """
+
+    run_id: str
+    birth: str
+    status: str = "RUNNING"
+    tags: dict[str, str] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    datasets: list[dict[str, Any]] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        paths.write_json(path, asdict(self))
+
+
+def read_record(path: Path, stood_in: Mapping[str, str] | None = None) -> Record:
+    """`stood_in`: what stood in for a run -> the id that the store gave it later, which the record could not know."""
+    text = path.read_text(encoding="utf-8")
+    birth = json.loads(text)["birth"]
+    for stand_in, real in (stood_in or {}).items():
+        text = text.replace(stand_in, real).replace(f"[{stand_in[:8]}]", f"[{real[:8]}]")
+    record = Record(**{**json.loads(text), "birth": birth})
+    record.tags[BIRTH] = birth
+    return record
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """What others say of a run that is finished."""
+
+    seal: str
+    tags: Mapping[str, str]
+    datasets: tuple[Dataset, ...]
+    files: frozenset[str]
+
+
+class SealedStore(Store):
+    """A store that keeps the record of each run which it starts, and seals the run when it finishes it."""
+
+    def __init__(self, uri: str, experiment: str, artifact_location: str | None = None, *, create: bool = True) -> None:
+        super().__init__(uri, experiment, artifact_location, create=create)
+        self._open: dict[str, Record] = {}
+        self._sealed: dict[str, Sealed] = {}
+
+    @classmethod
+    def unseen(cls, uri: str, experiment: str, experiment_id: str) -> Self:
+        store = super().unseen(uri, experiment, experiment_id)
+        store._open, store._sealed = {}, {}
+        return store
+
+    def _write(self, write: Write) -> str:
+        digests = _digests(write) if write.kind == "files" and write.run_id in self._open else {}
+        run_id = super()._write(write)
+        if write.kind == "start":
+            tags = {name: text for name, text in write.data["tags"].items() if name not in RESTLESS}
+            self._open[run_id] = Record(run_id, write.run_id, tags={**tags, NAME_TAG: write.data["name"]})
+        elif (record := self._open.get(write.run_id)) is not None:
+            record.files |= digests
+            record.params |= write.data.get("params", {})
+            record.tags |= {k: text for k, text in write.data.get("tags", {}).items() if k not in RESTLESS}
+            for name, value, _ in write.data.get("metrics", ()):
+                record.metrics.setdefault(name, []).append(value)
+            record.datasets += [{**item, "context": write.data["context"]} for item in write.data.get("datasets", ())]
+        return run_id
+
+    def finish(self, run_id: str, status: str, note: str | None = None) -> None:
+        """Close the run. What it was given until now is its record; later changes are told by `moesaic audit`."""
+        if note is not None:
+            self.tag(run_id, {NOTE: note})
+        if (record := self._open.pop(run_id, None)) is not None:
+            record.status = status
+            self._seal(run_id, record)
+        super().finish(run_id, status)
+
+    def _seal(self, run_id: str, record: Record) -> None:
+        with temporary_folder("record") as folder:
+            file = folder / paths.RECORD
+            record.write(file)
+            seal = paths.sha256(file)
+            self._sealed[run_id] = Sealed(seal, record.tags, _datasets_of(record), frozenset(record.files))
+            self.tag(run_id, {SEAL: seal})
+            self.artifact(run_id, file)
+
+    @contextmanager
+    def reopened(self, run_id: str) -> Iterator[None]:
+        """Within the block a finished run is given more, and sealed anew. Where its record is not what was sealed, that
+        stays for an audit to find."""
+        self._recall(run_id)
+        yield
+        if (record := self._open.pop(run_id, None)) is not None:
+            self._seal(run_id, record)
+
+    def take_up(self, run_id: str) -> None:
+        """A sweep that was interrupted goes on: it has no seal until it ends once more. One that was killed before it
+        could be sealed is taken as the store has it."""
+        if SEAL_TAG not in self.run(run_id).data.tags:
+            self._open[run_id] = self._as_it_is(run_id)
+        elif self._recall(run_id):
+            self.client.delete_tag(run_id, SEAL_TAG)
+
+    def _recall(self, run_id: str) -> bool:
+        """Open the record that was sealed, if it is still that."""
+        run = self.run(run_id)
+        with temporary_folder("record") as folder:
+            file = self.fetch(run, paths.RECORD, folder)
+            if file is not None and paths.sha256(file) == run.data.tags.get(SEAL_TAG):
+                self._open[run_id] = Record(**json.loads(file.read_text(encoding="utf-8")))
+        return run_id in self._open
+
+    def _as_it_is(self, run_id: str) -> Record:
+        """Of a sweep, which has no datasets."""
+        run = self.run(run_id)
+        tags = {name: text for name, text in run.data.tags.items() if name not in RESTLESS}
+        points = {name: self.client.get_metric_history(run_id, name) for name in run.data.metrics}
+        metrics = {name: [point.value for point in history] for name, history in points.items()}
+        with temporary_folder("record") as folder:
+            files = {name: self.fetch(run, name, folder) for name in self.files(run) if name != paths.RECORD}
+            digests = {name: paths.sha256(file) for name, file in files.items() if file is not None}
+        birth = tags.get(BIRTH, "")
+        return Record(run_id, birth, tags=tags, params=dict(run.data.params), metrics=metrics, files=digests)
+
+    def sealed(self, run_id: str) -> Sealed:
+        """Of a finished run, this store's own or another one's."""
+        if run_id not in self._sealed:
+            run = self.run(run_id)
+            datasets = []
+            for item in run.inputs.dataset_inputs if run.inputs is not None else ():
+                if any(tag.value == LOADS for tag in item.tags):
+                    source, profile = json.loads(item.dataset.source), json.loads(item.dataset.profile or "{}")
+                    datasets.append(Dataset(item.dataset.name, source["uri"], source["sha256"], profile))
+            self._sealed[run_id] = Sealed(
+                run.data.tags.get(SEAL_TAG, ""), run.data.tags, tuple(datasets), frozenset(self.files(run))
+            )
+        return self._sealed[run_id]
+
+
+def _datasets_of(record: Record) -> tuple[Dataset, ...]:
+    found = [dict(each) for each in record.datasets]
+    return tuple(Dataset(**each) for each in found if each.pop("context") == LOADS)
+
+
+def _digests(write: Write) -> dict[str, str]:
+    """Name in the store -> SHA-256 of every file that `write` uploads; those that a manifest beside them tells are not
+    computed again."""
+    source, into = Path(write.data["source"]), write.data.get("folder")
+    root = source if source.is_dir() else source.parent
+    manifest = root / paths.MANIFEST
+    known = read_manifest(manifest).outputs if source.is_dir() and manifest.is_file() else {}
+    files = (file for file in (source.rglob("*") if source.is_dir() else (source,)) if file.is_file())
+    found = {}
+    for file in files:
+        name = file.relative_to(root).as_posix()
+        found[f"{into}/{name}" if into else name] = known.get(name) or paths.sha256(file)
+    return found
