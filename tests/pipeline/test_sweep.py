@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from pipeline.comparison import GOALS, STAR, Comparison, Point, pareto_front
 from pipeline.store import NOTE, SQLITE, Store
 from tests.pipeline.test_cli import _quiet_logging  # noqa: F401
 
+ROOT = Path(__file__).parents[2]
 SWEEP = [
     "run", "-m", "model=tiny", "collect=synthetic", "topology=1x2,2x2", "place.redundant_experts=0,4", "run.last=plan",
     "hydra.sweep.dir=swept",
@@ -110,6 +114,39 @@ def test_a_sweep_that_is_ended_is_closed_as_killed(store_file: Path, monkeypatch
     assert parent.info.status == "KILLED"
     assert len(table_of(Path("swept"))) == 1
     assert sweep.close() is None
+
+
+@pytest.mark.parametrize("end", ["raise KeyboardInterrupt", "os.kill(os.getpid(), 9)"], ids=["Ctrl-C", "kill -9"])
+def test_a_sweep_that_was_continued_is_sealed_anew(
+    store_file: Path, capsys: pytest.CaptureFixture[str], end: str
+) -> None:
+    """What the store has of both attempts is what the seal speaks for."""
+    words = [*SWEEP[:5], "run.last=collect", SWEEP[-1]]
+    code = f"""
+import os
+from pipeline import app, cli
+run, calls = app.run_pipeline, []
+def second_ends(request):
+    calls.append(request)
+    if len(calls) == 2:
+        {end}
+    return run(request)
+app.run_pipeline = second_ends
+cli.main({words!r})
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for _ in range(2):  # the second point ends two attempts
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    (parent,) = runs_of(store_file, "sweep")
+    assert parent.info.status != "FINISHED"
+    assert main(words) == 0
+    (parent,) = runs_of(store_file, "sweep")
+    assert parent.info.status == "FINISHED"
+    assert int(parent.data.tags["moesaic.continued"]) == 2
+    assert main(["audit", parent.info.run_id]) == 0, capsys.readouterr().out
+    Store(f"{SQLITE}{store_file}", "moesaic").tag(parent.info.run_id, {"continued": "0"})
+    assert main(["audit", parent.info.run_id]) == 3
+    assert "the tag moesaic.continued is '0'" in capsys.readouterr().out
 
 
 def test_an_orphaned_sweep_is_reaped_and_is_no_run(store_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
