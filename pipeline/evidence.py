@@ -173,8 +173,8 @@ def _file_faults(folder: Path, names: list[str], record: Record, stood_in: Mappi
 
 
 def _as_it_was(file: Path, stood_in: Mapping[str, str]) -> str:
-    """The SHA-256 of a file; of a summary, as it was before it was told the ids that the store gave (`outbox`)."""
-    if file.name != paths.SUMMARY or not stood_in:
+    """The SHA-256 of a file; of a summary or report, before it was told the ids that the store gave (`outbox`)."""
+    if file.name not in (paths.SUMMARY, paths.REPORT) or not stood_in:
         return paths.sha256(file)
     text = file.read_text(encoding="utf-8")
     for stand_in, real in stood_in.items():

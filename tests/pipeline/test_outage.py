@@ -231,6 +231,38 @@ def test_a_sweep_goes_on_without_its_store(
     assert len(Path("swept/comparison.csv").read_text().splitlines()) == 5
 
 
+def test_a_sweep_says_which_points_failed_without_its_store(
+    toy_of: Callable[[str], Toy], wire: Wire, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By what they left in their folders; a comparison of before does not stay."""
+    from pipeline import app
+
+    toy = toy_of("server")
+    wire_up(toy, wire)
+
+    def cut(request: Request) -> Summary:
+        wire.become("cut")
+        return run_pipeline(request)
+
+    monkeypatch.setattr(app, "run_pipeline", cut)
+    store = [f"tracking.uri={toy.uri}", f"tracking.experiment={toy.experiment}"]
+    words = ["run", "-m", "model=tiny", "collect=synthetic", "place.redundant_experts=0,-1", "run.last=place"]
+    Path("swept").mkdir()
+    Path("swept/comparison.csv").write_text("of before\n")
+    assert main([*words, "topology=1x2", "hydra.sweep.dir=swept", *store]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("1 of the sweep's runs failed, the last with: ")
+    assert not Path("swept/comparison.csv").exists()
+    wire.become("whole")
+    parent = json.loads(Path("swept/sweep.json").read_text())["run_id"]
+    options = ["--tracking-uri", toy.uri, "--experiment", toy.experiment]
+    assert main(["sync", "swept", *options]) == 0
+    assert toy.store.run(parent).info.status == "FAILED"
+    points = toy.store.search(f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert sorted(point.info.status for point in points) == ["FAILED", "FINISHED"]
+    assert "redundant_experts" in Path("swept/comparison.csv").read_text()
+    assert main(["audit", parent, *options]) == 0, capsys.readouterr().out
+
+
 def test_a_run_that_is_killed_while_the_store_is_away(toy_of: Callable[[str], Toy], wire: Wire) -> None:
     toy = toy_of("server")
     wire_up(toy, wire)
