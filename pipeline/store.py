@@ -42,16 +42,13 @@ if TYPE_CHECKING:
 
     from pipeline.schema import TrackingOptions
 
-SQLITE = addresses.SQLITE
+SQLITE, tracking_uri = addresses.SQLITE, addresses.tracking_uri
 TAG = "moesaic."
 NOTE = "mlflow.note.content"
 LOADS = "loads"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens on the runs
 TAG_LIMIT = 5_000
 PARAM_LIMIT = 6_000
-
-
-tracking_uri = addresses.tracking_uri
 
 
 class Store:

@@ -35,7 +35,7 @@ def place(config: PlaceStageConfig, inputs: Mapping[str, Path], folder: Path, pr
     solver = solver_of(config.place, config.model, config.topology, config.seed, load)
     resizing = config.place.resizes
     if resizing:
-        now, left = resized_current(config.place, load, world)
+        now, left = resized_current(config.place, load, world, config.model)
         solver = replace(solver, current=start_from(now, left, load.experts, solver.capacity))
 
     progress(f"placing {load.layers} layers of {load.experts} experts in {solver.slots} slots", 0.2)

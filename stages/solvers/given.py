@@ -7,23 +7,25 @@ from pathlib import Path
 from stages.errors import BadInput
 from stages.expert_map import ExpertMap, check_map, contiguous_map, read_map, replica_counts, slots_for
 from stages.load import LoadStats
+from stages.model import ModelSpec
 from stages.resize import framed, without_ranks
 from stages.solvers.options import CONTIGUOUS, LOADS, PlaceOptions
 from stages.solvers.slots import Ints, contiguous_within
 
 
-def placement_file(options: PlaceOptions, load: LoadStats, ranks: int) -> ExpertMap:
+def placement_file(options: PlaceOptions, load: LoadStats, ranks: int, model: ModelSpec) -> ExpertMap:
     """[L, P]: the map in `place.path`, whose P may be any that fits the ranks."""
     assert options.path is not None
-    return _checked(read_map(Path(options.path), "place.path"), f"place.path={options.path}", load, ranks)
+    found = _of_moe_layers(read_map(Path(options.path), "place.path"), load, model)
+    return _checked(found, f"place.path={options.path}", load, ranks)
 
 
-def current_file_or_loads(options: PlaceOptions, load: LoadStats, ranks: int) -> ExpertMap | None:
+def current_file_or_loads(options: PlaceOptions, load: LoadStats, ranks: int, model: ModelSpec) -> ExpertMap | None:
     """[L, P]: what the slots hold now by a file or by the loads; None where `place.current` is contiguous."""
     if options.current == CONTIGUOUS:
         return None
     if options.current_file is not None:
-        found = read_map(Path(options.current_file), "place.current")
+        found = _of_moe_layers(read_map(Path(options.current_file), "place.current"), load, model)
     elif load.current is not None:
         found = load.current
     else:
@@ -33,7 +35,7 @@ def current_file_or_loads(options: PlaceOptions, load: LoadStats, ranks: int) ->
     return _checked(found, f"place.current={options.current}", load, ranks)
 
 
-def resized_current(options: PlaceOptions, load: LoadStats, ranks: int) -> tuple[ExpertMap, int]:
+def resized_current(options: PlaceOptions, load: LoadStats, ranks: int, model: ModelSpec) -> tuple[ExpertMap, int]:
     """[L, P'] and its ranks: what the GPUs that are left hold now, over `place.current_ranks` less `place.lost_ranks`;
     `ranks` are those of the topology."""
     had = options.current_ranks or ranks
@@ -42,7 +44,7 @@ def resized_current(options: PlaceOptions, load: LoadStats, ranks: int) -> tuple
         raise BadInput(
             f"place.lost_ranks={options.lost_ranks} are not all among the {had} ranks of the current placement."
         )
-    found = current_file_or_loads(options, load, had)
+    found = current_file_or_loads(options, load, had, model)
     if found is None:
         found = contiguous_map(load.layers, load.experts, slots_for(load.experts, options.redundant_experts, had))
     close_up = had > ranks
@@ -79,6 +81,13 @@ def current_map(given: ExpertMap | None, options: PlaceOptions, experts: int, ca
             f"place.current={options.current} has {given.shape[1]} slots a layer and the new placement {slots}: {remedy}."
         )
     return given
+
+
+def _of_moe_layers(found: ExpertMap, load: LoadStats, model: ModelSpec) -> ExpertMap:
+    """`found` without the dense layers of `model`, for which engines' files have rows too (SGLang's)."""
+    if len(found) == load.layers or len(found) != model.hidden_layers(load.layers):
+        return found
+    return found[model.layer_ids(load.layers)]
 
 
 def _checked(found: ExpertMap, name: str, load: LoadStats, ranks: int) -> ExpertMap:

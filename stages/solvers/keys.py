@@ -20,6 +20,8 @@ def key_of(options: PlaceOptions, model: ModelSpec, topology: Topology, seed: in
     if options.resizes:
         place |= {"ranks": options.ranks, "current_ranks": options.current_ranks, "lost": options.lost_ranks}
     where: dict[str, Any] = {"nodes": topology.nodes, "gpus_per_node": topology.gpus_per_node}
+    if options.files and (model.first_moe_layer or model.dense_layers):
+        place["layers"] = {"first_moe_layer": model.first_moe_layer, "dense_layers": list(model.dense_layers)}
     if options.relabels:
         place["relabel"] = True
     if options.relabels or options.restrained:

@@ -10,9 +10,10 @@ import numpy.typing as npt
 from stages.solvers.clock import Clock, Crew
 from stages.solvers.rows import Experts, Row
 
-PATIENCE, MOST_PATIENCE, EFFORT = 250, 20_000, 2_000_000
-"""Without a limit of attempts, a row ends after so many in vain: twice through all tolerances, and more in a small row,
-where an attempt costs little: until attempts x slots x ranks come to the effort, or there were the most."""
+PATIENCE, MOST_PATIENCE, EFFORT, STEEPNESS = 100, 20_000, 15_000_000, 1.3
+"""Without a limit of attempts, a row ends after so many in vain, and more in a small row, where an attempt costs little:
+until attempts x (slots x ranks) ** steepness come to the effort, or there were the most. Two and a half times as many
+make the placements of `make bench-place` better by less than 0.0001."""
 ROUNDS, TURN = (1, 4, 16), 500_000
 """Attempts in each row before the next row's turn; after these, so many that attempts x slots x ranks come to the last."""
 
@@ -33,7 +34,7 @@ class Scratch:
         self._top = np.full(2, np.inf)
         self._steps = np.zeros(2, dtype=np.int64)
         self._size = row.slots * len(row.capacity)
-        self._patience = patience or min(MOST_PATIENCE, max(PATIENCE, EFFORT // self._size))
+        self._patience = patience or min(MOST_PATIENCE, max(PATIENCE, int(EFFORT / self._size**STEEPNESS)))
         self.slot: Experts = np.full((len(row.capacity), int(row.capacity.max())), -1, dtype=np.int32)
 
     @property

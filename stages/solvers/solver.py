@@ -103,12 +103,12 @@ class Solver:
 def solver_of(options: PlaceOptions, model: ModelSpec, topology: Topology, seed: int, load: LoadStats) -> Solver:
     """The solver that `place.algorithm` names, for loads like `load`. Raises `BadInput` for what cannot be."""
     layers, experts, ranks = load.layers, load.experts, topology.ranks
-    given = None if options.resizes else current_file_or_loads(options, load, ranks)
+    given = None if options.resizes else current_file_or_loads(options, load, ranks, model)
     slots = np.full(layers, slots_for(experts, options.redundant_experts, ranks))
     computed: Callable[[Loads], ExpertMap] | None = None
     hierarchical = False
     if options.algorithm == "file":
-        from_file = placement_file(options, load, ranks)
+        from_file = placement_file(options, load, ranks, model)
         slots[:] = from_file.shape[1]
         computed = _always(from_file)
     elif options.algorithm == "contiguous":

@@ -37,6 +37,7 @@ def run(
     *,
     topology: tuple[int, int] = (1, 2),
     num_groups: int = 1,
+    first_moe_layer: int = 0,
     came_with: Any = None,
     **options: Any,
 ) -> tuple[StageResult, Placement]:
@@ -45,7 +46,7 @@ def run(
     write_load(folder, LoadStats(np.array(counts, dtype=np.int64), current=map_of_loads))
     config = PlaceStageConfig(
         PlaceOptions(**{"algorithm": "eplb", **options}),
-        ModelSpec(num_groups=num_groups, tensors=[TensorSpec("w", [1], "uint8")]),
+        ModelSpec(num_groups=num_groups, first_moe_layer=first_moe_layer, tensors=[TensorSpec("w", [1], "uint8")]),
         Topology(nodes=topology[0], gpus_per_node=topology[1]),
     )
     out = folder / "place"
@@ -230,6 +231,22 @@ def test_current_from_the_loads(tmp_path: Path) -> None:
         np.testing.assert_array_equal(placement.current, expected)
         assert result.metrics["moved_slots"] == (36 if current == "loads" else 0)
         assert result.tags["place.current"] == current
+
+
+def test_files_of_engines_have_rows_of_dense_layers_too(tmp_path: Path) -> None:
+    """As SGLang's: two dense layers come first."""
+    whole = np.stack([np.roll(np.arange(12), layer) for layer in range(5)])
+    path = as_json(tmp_path / "engine.json", whole.tolist())
+    given: dict[str, dict[str, Any]] = {
+        "current": {"algorithm": "contiguous", "current": path},
+        "map": {"algorithm": "file", "path": path},
+    }
+    for which, options in given.items():
+        _, placement = run(tmp_path, COUNTS, first_moe_layer=2, **options)
+        found = placement.current if which == "current" else placement.physical_to_logical_map
+        np.testing.assert_array_equal(found, whole[2:])
+        with pytest.raises(BadInput, match="has 5 layers, but the loads have 3"):
+            run(tmp_path, COUNTS, first_moe_layer=1, **options)
 
 
 def test_figures_and_note(tmp_path: Path) -> None:
