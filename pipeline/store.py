@@ -66,7 +66,7 @@ class Store:
                 )
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.with_suffix(".lock").touch()  # where that cannot be, the lock below would try for ever
+                path.with_suffix(".lock").open("ab").close()  # where that cannot be, the lock below would try for ever
             except OSError as error:
                 raise MoesaicError(f"The tracking store cannot be made: {sentence_of(error)}") from error
             artifact_location = artifact_location or (path.parent.absolute() / "mlartifacts").as_uri()
