@@ -251,7 +251,8 @@ def test_key_holds_what_can_change_the_result() -> None:
         "between_nodes": {"gb_per_s": 10.0, "latency_us": 30.0, "curve": []},
         "node_gb_per_s": None,
     }
-    device = {"copy_gb_per_s": 1e9, "checksum_gb_per_s": 1e9, "layer_us": 0.0, "batch_us": 0.0}
+    device: dict[str, float | None] = {"copy_gb_per_s": 1e9, "checksum_gb_per_s": 1e9, "layer_us": 0.0, "batch_us": 0.0}
+    device |= {"layer_message_us": None, "batch_message_us": None}
     assert config().key_config() == {
         "plan": {"policy": "direct", "group_ops": 64, "executor": "reference", "from_files": False},
         "model": {"tensors": [64, 16]},
