@@ -94,7 +94,7 @@ def check_cut(folder: Path, said: str) -> None:
     """Each side ends in time, and says what it misses; the same job goes on from there, here on one host."""
     found = json.loads((folder / "found.json").read_text())["cut"]
     told = re.match(
-        r"ranks 2 and 3 did not answer in time: last seen [a-z 0-9]+; slots 6-8 and 9-11 of each layer are lost with "
+        r"ranks 2 and 3 (?:did not answer in time|are gone): last seen [a-z 0-9]+; slots 6-8 and 9-11 of each layer are lost with "
         r"them; ([12]) of (\d+) batches are committed on all ranks: the same command goes on from there\.$",
         found["error"],
     )
