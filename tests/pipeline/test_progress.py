@@ -119,9 +119,11 @@ def test_the_terminal_shows_how_far_the_run_is_and_keeps_what_it_came_to(store_f
     assert not list(here.glob("outputs/runs/*/*/.progress.json"))
 
 
-def test_a_terminal_that_is_interrupted_is_left_clean(toy: Toy) -> None:
+def test_a_terminal_that_is_interrupted_is_left_clean(local_toy: Toy) -> None:
     terminal = Terminal(
-        [*MOESAIC, "run", *TINY, "experiment=replay", "collect.windows=4000"], toy.folder, {"PYTHONPATH": str(ROOT)}
+        [*MOESAIC, "run", *TINY, "experiment=replay", "collect.windows=4000"],
+        local_toy.folder,
+        {"PYTHONPATH": str(ROOT)},
     )
     terminal.until("replaying with")
     terminal.until("windows/s")
@@ -131,9 +133,9 @@ def test_a_terminal_that_is_interrupted_is_left_clean(toy: Toy) -> None:
     assert "━" not in terminal.text
 
 
-def test_without_a_terminal_there_are_plain_lines_alone(toy: Toy) -> None:
+def test_without_a_terminal_there_are_plain_lines_alone(local_toy: Toy) -> None:
     done = subprocess.run(
-        [*MOESAIC, "run", *TINY, "run.last=place"], cwd=toy.folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [*MOESAIC, "run", *TINY, "run.last=place"], cwd=local_toy.folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stderr == ""
@@ -172,9 +174,9 @@ def test_what_a_stage_says_is_in_its_folder_while_it_is_true(tmp_path: Path) -> 
     assert read_progress(tmp_path) is None
 
 
-def test_status_tells_how_far_a_run_is_and_whether_it_lives(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = toy.folder / "going"
-    store = toy.store
+def test_status_tells_how_far_a_run_is_and_whether_it_lives(local_toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = local_toy.folder / "going"
+    store = local_toy.store
     run_id = store.start("a run", {"kind": "run", "directory": str(folder), **birth_tags(15)})
     Telling("update", Lines(print), folder)("updating", 0.25, Count("batches", 1, 4))
     assert main(["status", run_id]) == 0
