@@ -70,7 +70,7 @@ def test_a_real_shell_completes(shell: str, tmp_path: Path) -> None:
     programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     terminal = Terminal(command, tmp_path, {"PATH": programs, "PS1": "$ ", "HOME": str(tmp_path)})
     terminal.type(f"{set_up}; echo re''ady\r")
-    terminal.until("\nready", 30)
+    terminal.until(lambda text: "\nready\n" in text, 30)  # and the next prompt is there
     terminal.type("moesaic run -m place.redundant_ex\t")
     terminal.until("place.redundant_experts=", 30)
     terminal.type("0,2 model=gpt\t")
