@@ -1,6 +1,12 @@
 """Imported by the server alone that local ranks are forked from, so that they find torch and their code in memory."""
+# ruff: noqa: E402
 
 from __future__ import annotations
+
+import signal
+
+# A terminal sends Ctrl-C to the server too, which has nothing to say about it while it imports.
+_before = signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 import atexit
 import gc
@@ -21,3 +27,4 @@ gc.freeze()  # ranks need not look through all this when they collect garbage, n
 
 # The server has nothing to clean up, and taking torch down takes a second in which it would outlive the run.
 atexit.register(os._exit, 0)
+signal.signal(signal.SIGINT, _before)

@@ -189,3 +189,20 @@ def test_nothing_survives_a_parent_that_dies_while_ranks_start() -> None:
     process.kill()
     process.wait(timeout=20)
     assert wait_until_gone(mark, 20) == {}
+
+
+def test_the_server_says_nothing_about_ctrl_c_while_it_imports() -> None:
+    script = """
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, *rest):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+import stages.update.server
+assert "torch" in sys.modules
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+    command = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler){script}"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
