@@ -36,11 +36,16 @@ class PlanOptions:
     def __post_init__(self) -> None:
         for key, allowed in (("policy", POLICIES), ("executor", EXECUTORS)):
             if getattr(self, key) not in allowed:
-                raise BadInput(f"plan.{key}={getattr(self, key)} is not known; allowed are {', '.join(allowed)}.")
+                followed = " (which follows update.executor)" if key == "executor" else ""
+                raise BadInput(
+                    f"plan.{key}={getattr(self, key)}{followed} is not known; allowed are {', '.join(allowed)}."
+                )
         if self.group_ops < 1:
             raise BadInput(f"plan.group_ops={self.group_ops} is not possible: it must be at least 1.")
         if not self.staging_mib > 0:
-            raise BadInput(f"plan.staging_mib={self.staging_mib} is not possible: it must be above 0.")
+            raise BadInput(
+                f"plan.staging_mib={self.staging_mib} (which follows update.staging_mib) is not possible: it must be above 0."
+            )
 
 
 @dataclass

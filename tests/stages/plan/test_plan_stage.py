@@ -207,7 +207,10 @@ def test_placements_that_cannot_be(
 def test_a_policy_that_is_not_known() -> None:
     with pytest.raises(BadInput, match=r"plan.policy=teleport is not known; allowed are auto, direct, relay\."):
         PlanOptions("teleport")
-    with pytest.raises(BadInput, match=r"plan.executor=magic is not known; allowed are reference, pipelined\."):
+    with pytest.raises(
+        BadInput,
+        match=r"plan.executor=magic \(which follows update.executor\) is not known; allowed are reference, pipelined\.",
+    ):
         PlanOptions(executor="magic")
     with pytest.raises(BadInput, match=r"plan.group_ops=0 is not possible"):
         PlanOptions(group_ops=0)
