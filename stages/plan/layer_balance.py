@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from stages.compiled import compiled
+from stages.plan.crossings import Crossings
 from stages.transfers import Ints
 
 SWEEPS = 2
@@ -16,19 +17,9 @@ NONE = -1
 
 
 @compiled
-def balance_layers(
-    layer: Ints,
-    node: Ints,
-    begin: Ints,
-    end: Ints,
-    holder_rank: Ints,
-    ranks: int,
-    gpus: int,
-    rails: bool,
-    gpu_seconds: float,
-    node_seconds: float,
-) -> Ints:
+def balance_layers(crossings: Crossings, gpu_seconds: float, node_seconds: float) -> Ints:
     """[C]: of each crossing, the index of its sender. As `choose_senders`, which see."""
+    layer, node, begin, end, holder_rank, ranks, gpus, rails = crossings
     chosen = np.full(len(layer), NONE, np.int64)
     out, node_out, into = np.zeros(ranks, np.int64), np.zeros(ranks // gpus, np.int64), np.zeros(ranks, np.int64)
     layer_out, layer_node, layer_into = np.zeros_like(out), np.zeros_like(node_out), np.zeros_like(into)

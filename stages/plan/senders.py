@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from stages.compiled import compiled, inner
+from stages.plan.crossings import Crossings, Links
 from stages.plan.layer_balance import balance_layers
 from stages.transfers import Ints
 
@@ -37,37 +38,26 @@ def choose_senders(
     Crossings come in order of layer. `gpu_seconds`, `node_seconds`: of one on a GPU's network link and on a node's.
     Links that are busy for `enough` seconds or less need not be relieved.
     """
-    chosen = balance_layers(layer, node, begin, end, holder_rank, ranks, gpus, rails, gpu_seconds, node_seconds)
-    _balance_all(chosen, node, begin, end, holder_rank, ranks, gpus, rails, gpu_seconds, node_seconds, enough)
+    crossings = Crossings(layer, node, begin, end, holder_rank, ranks, gpus, rails)
+    chosen = balance_layers(crossings, gpu_seconds, node_seconds)
+    _balance_all(chosen, crossings, gpu_seconds, node_seconds, enough)
     return chosen
 
 
 @compiled
-def _balance_all(
-    chosen: Ints,
-    node: Ints,
-    begin: Ints,
-    end: Ints,
-    holder_rank: Ints,
-    ranks: int,
-    gpus: int,
-    rails: bool,
-    gpu_seconds: float,
-    node_seconds: float,
-    enough: float,
-) -> None:
+def _balance_all(chosen: Ints, crossings: Crossings, gpu_seconds: float, node_seconds: float, enough: float) -> None:
     """Change senders until the busiest link has `enough` to do, or as little as can be."""
+    ranks, gpus, node, holder_rank = crossings.ranks, crossings.gpus, crossings.node, crossings.holder_rank
     nodes = ranks // gpus
-    links = 2 * ranks + nodes
     # The crossings of each link out of or into a GPU, as linked lists; nodes need none, their ranks have them.
-    first, after = np.full(links, NONE, np.int64), np.full((2, len(chosen)), NONE, np.int64)
-    load = np.zeros(links, np.int64)
+    first, after = np.full(2 * ranks + nodes, NONE, np.int64), np.full((2, len(chosen)), NONE, np.int64)
+    load = np.zeros_like(first)
     for c in range(len(chosen)):
         rank = holder_rank[chosen[c]]
         _enter(c, rank, node[c], gpus, nodes, first, after)
         load[rank] += 1
         load[ranks + rank // gpus] += 1
-        if rails:
+        if crossings.rails:
             load[ranks + nodes + node[c] * gpus + rank % gpus] += 1
     seconds = np.concatenate((np.full(ranks, gpu_seconds), np.full(nodes, node_seconds), np.full(ranks, gpu_seconds)))
     while True:
@@ -76,40 +66,25 @@ def _balance_all(
             return
         below = busiest * (1 - 1e-9)
         level = max(np.floor(below / gpu_seconds) * gpu_seconds, np.floor(below / node_seconds) * node_seconds, enough)
-        room = np.floor(level / seconds + 1e-6).astype(np.int64)
-        for link in range(links):
-            while load[link] > room[link]:
+        links = Links(np.floor(level / seconds + 1e-6).astype(np.int64), load, first, after)
+        for link in range(len(load)):
+            while load[link] > links.room[link]:
                 shakes = 0
-                while not _relieve(
-                    link, chosen, node, begin, end, holder_rank, gpus, nodes, rails, room, load, first, after
-                ):
-                    if not rails or shakes == SHAKES:
+                while not _relieve(link, chosen, crossings, links):
+                    if not crossings.rails or shakes == SHAKES:
                         return
-                    _shake(shakes, chosen, node, begin, end, holder_rank, gpus, nodes, room, load, first, after)
+                    _shake(shakes, chosen, crossings, links)
                     shakes += 1
 
 
 @inner
-def _relieve(
-    link: int,
-    chosen: Ints,
-    node: Ints,
-    begin: Ints,
-    end: Ints,
-    holder_rank: Ints,
-    gpus: int,
-    nodes: int,
-    rails: bool,
-    room: Ints,
-    load: Ints,
-    first: Ints,
-    after: Ints,
-) -> bool:
+def _relieve(link: int, chosen: Ints, crossings: Crossings, links: Links) -> bool:
     """Take one hop off `link` by a chain of changes after which no other link has more than its room; if there is one.
 
     Breadth first over links: out of ranks, out of nodes, into ranks. To come to one means that it has one too many.
     """
-    ranks = nodes * gpus
+    node, holder_rank, ranks, gpus = crossings.node, crossings.holder_rank, crossings.ranks, crossings.gpus
+    nodes, room, load = ranks // gpus, links.room, links.load
     came_from, moved, to = np.full_like(load, NONE), np.full_like(load, NONE), np.full_like(load, NONE)
     spared = np.full_like(load, NONE)  # the node that a hop has left, which therefore has room for one more
     seen = np.zeros(len(load), np.bool_)
@@ -129,16 +104,16 @@ def _relieve(
                     tail += 1
             continue
         enters = here >= ranks + nodes
-        c = first[here]
+        c = links.first[here]
         while c != NONE:
             left = holder_rank[chosen[c]] // gpus if enters else spared[here]
-            for option in range(begin[c], end[c]):
+            for option in range(crossings.begin[c], crossings.end[c]):
                 rank = holder_rank[option]
                 if rank == holder_rank[chosen[c]]:
                     continue
                 at, entry = ranks + rank // gpus, ranks + nodes + node[c] * gpus + rank % gpus
                 out_full = load[rank] >= room[rank]
-                in_full = rails and load[entry] >= room[entry]
+                in_full = crossings.rails and load[entry] >= room[entry]
                 node_full = not out_full and load[at] - (rank // gpus == left) >= room[at]
                 if out_full + in_full + node_full > 1:
                     continue
@@ -146,10 +121,7 @@ def _relieve(
                     if seen[rank]:  # it stands in another path already
                         continue
                     came_from[rank], moved[rank], to[rank] = here, c, option
-                    if _move_along(
-                        rank, link, came_from, moved, to, chosen, node, holder_rank, gpus, nodes, rails, room, load,
-                        first, after,
-                    ):  # fmt: skip
+                    if _move_along(rank, link, came_from, moved, to, chosen, crossings, links):
                         return True
                     tried += 1
                     if tried == TRIES:
@@ -162,27 +134,15 @@ def _relieve(
                     spared[full] = left
                     queue[tail] = full
                     tail += 1
-            c = after[1 if enters else 0, c]
+            c = links.after[1 if enters else 0, c]
     return False
 
 
 @inner
-def _shake(
-    seed: int,
-    chosen: Ints,
-    node: Ints,
-    begin: Ints,
-    end: Ints,
-    holder_rank: Ints,
-    gpus: int,
-    nodes: int,
-    room: Ints,
-    load: Ints,
-    first: Ints,
-    after: Ints,
-) -> None:
+def _shake(seed: int, chosen: Ints, crossings: Crossings, links: Links) -> None:
     """Change senders at random, to others whose links have room: another start for paths that rails have blocked."""
-    ranks = nodes * gpus
+    node, holder_rank, ranks, gpus = crossings.node, crossings.holder_rank, crossings.ranks, crossings.gpus
+    begin, end, nodes, room, load = crossings.begin, crossings.end, ranks // gpus, links.room, links.load
     state = np.int64(seed * 2 + 1)
     for c in range(len(chosen)):
         state = (state * 1103515245 + 12345) % 2147483648
@@ -194,25 +154,14 @@ def _shake(
             continue
         if old // gpus != new // gpus and load[at] >= room[at]:
             continue
-        _change(c, option, chosen, node, holder_rank, gpus, nodes, True, load, first, after)
+        _change(c, option, chosen, crossings, links)
 
 
 @inner
-def _change(
-    c: int,
-    option: int,
-    chosen: Ints,
-    node: Ints,
-    holder_rank: Ints,
-    gpus: int,
-    nodes: int,
-    rails: bool,
-    load: Ints,
-    first: Ints,
-    after: Ints,
-) -> None:
+def _change(c: int, option: int, chosen: Ints, crossings: Crossings, links: Links) -> None:
     """Have holder `option` send crossing `c`."""
-    ranks = nodes * gpus
+    node, holder_rank, ranks, gpus = crossings.node, crossings.holder_rank, crossings.ranks, crossings.gpus
+    nodes, load, first, after = ranks // gpus, links.load, links.first, links.after
     old, new = holder_rank[chosen[c]], holder_rank[option]
     _leave(c, old, node[c], gpus, nodes, first, after)
     _enter(c, new, node[c], gpus, nodes, first, after)
@@ -220,30 +169,17 @@ def _change(
     for rank, step in ((old, -1), (new, 1)):
         load[rank] += step
         load[ranks + rank // gpus] += step
-        if rails:
+        if crossings.rails:
             load[ranks + nodes + node[c] * gpus + rank % gpus] += step
 
 
 @inner
 def _move_along(
-    last: int,
-    start: int,
-    came_from: Ints,
-    moved: Ints,
-    to: Ints,
-    chosen: Ints,
-    node: Ints,
-    holder_rank: Ints,
-    gpus: int,
-    nodes: int,
-    rails: bool,
-    room: Ints,
-    load: Ints,
-    first: Ints,
-    after: Ints,
+    last: int, start: int, came_from: Ints, moved: Ints, to: Ints, chosen: Ints, crossings: Crossings, links: Links
 ) -> bool:
     """Carry out the changes of the path that ends at link `last`; take them back if together they are too much."""
-    ranks = nodes * gpus
+    node, holder_rank, ranks, gpus = crossings.node, crossings.holder_rank, crossings.ranks, crossings.gpus
+    nodes, room, load = ranks // gpus, links.room, links.load
     before = load.copy()
     undo = np.full_like(to, NONE)
     for way in range(2):
@@ -254,7 +190,7 @@ def _move_along(
                 if way == 0:
                     undo[link] = chosen[c]
                 option = to[link] if way == 0 else undo[link]
-                _change(c, option, chosen, node, holder_rank, gpus, nodes, rails, load, first, after)
+                _change(c, option, chosen, crossings, links)
             link = came_from[link]
         if way == 0:
             link = last
