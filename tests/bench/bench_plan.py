@@ -34,7 +34,7 @@ TENSORS = [TensorSpec("w13", [4096, 7168], "float8_e4m3fn"), TensorSpec("w2", [7
 SIZES = [tensor.nbytes for tensor in TENSORS]
 NBYTES = sum(SIZES)
 LINKS = Links(Link(349.0, 20.0), Link(50.0, 30.0))
-DEVICE = Device(1200.0, 2900.0, 2000.0, 200.0)
+DEVICE = Device(1200.0, 2900.0, 4000.0, 70.0, 60.0, 1.6)
 STAGING_MIB = 1024.0
 RUNS = 3
 
