@@ -117,7 +117,7 @@ def _store(uri: str | None) -> Finding:
         from mlflow import MlflowClient
 
         count = len(MlflowClient(where).search_experiments(max_results=1000))
-    except Exception as error:
+    except Exception as error:  # whatever a client of a store raises, it does not answer
         cause = MoesaicError(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
         return Finding(
             "tracking store", False, f"{hidden(where)} does not answer: {cause}",

@@ -89,7 +89,7 @@ def heartbeat(store: Store, run_id: str, seconds: float, progress: Callable[[], 
             try:
                 told = progress()
                 store.tag(run_id, {"heartbeat": f"{time.time():.0f}", **({"progress": told} if told else {})})
-            except Exception:
+            except Exception:  # a beat that is missed is not worth a run, whatever the store says
                 continue
 
     thread = threading.Thread(target=beat, daemon=True, name="moesaic-heartbeat")

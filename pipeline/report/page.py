@@ -67,7 +67,7 @@ def _body(section: Section, material: Material) -> Html | None:
     """One section that cannot be made does not take the others along."""
     try:
         return section.body(material)
-    except Exception as error:
+    except Exception as error:  # the page tells what went wrong
         return tag("p", f"{UNMADE}: {sentence_of(error)}")
 
 

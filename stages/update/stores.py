@@ -86,5 +86,5 @@ class Line:
             name, arguments, answer = self._calls.get()
             try:
                 answer.put(getattr(self._store, name)(*arguments))
-            except Exception as error:
+            except Exception as error:  # raised where the answer is awaited
                 answer.put(error)
