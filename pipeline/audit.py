@@ -128,9 +128,7 @@ class _Audit:
             config = OmegaConf.load(evidence.folder / paths.CONFIG)
             assert isinstance(config, DictConfig)
             return {spec.name: spec for spec in check(config)[1]}, config
-        except (
-            Exception
-        ) as error:  # another version's config may be wrong in any way; that it was changed is told before
+        except Exception as error:  # another version's config may be wrong in any way
             own.remarks.append(f"its {paths.CONFIG} does not fit this version of moesaic: {sentence_of(error)}")
             return {}, None
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from pipeline import sync
 from pipeline.store import TAG, Store
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 MISSED_BEATS = 8
 HANGS_SECONDS = 5  # a beat may wait for a store that does not answer
-ORPHAN = "The process that ran this is gone: marked as orphan by a later run."
 
 
 class Terminated(BaseException):
@@ -99,29 +97,6 @@ def heartbeat(store: Store, run_id: str, seconds: float, progress: Callable[[], 
     finally:
         done.set()
         thread.join(HANGS_SECONDS)
-
-
-def reap_orphans(store: Store) -> list[str]:
-    """Deliver what runs that ended without the store left for it; mark those, and their stages, as KILLED whose process
-    is gone, and return their ids."""
-    reaped = []
-    running = "attributes.status = 'RUNNING' and tags.`{}kind` = '{}'"
-    for run in [run for kind in ("run", "sweep") for run in store.search(running.format(TAG, kind), limit=1000)]:
-        directory = run.data.tags.get(f"{TAG}directory")
-        if directory and not sync.deliver_what_waits(store, Path(directory)):
-            continue  # another process is just doing it, or the store refuses
-        if alive(run) or store.run(run.info.run_id).info.status != "RUNNING":  # it may have ended without the store
-            continue
-        children = store.search(
-            f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{run.info.run_id}' "
-            f"and tags.`{TAG}kind` = 'stage'",
-            limit=1000,
-        )
-        for orphan in (*children, run):
-            store.tag(orphan.info.run_id, {"orphan": "true"})
-            store.finish(orphan.info.run_id, "KILLED", ORPHAN)
-            reaped.append(orphan.info.run_id)
-    return reaped
 
 
 def alive(run: Run) -> bool:

@@ -17,7 +17,8 @@ from pipeline.checkpoint import Hit, Miss, look_up
 from pipeline.declaration import RunOptions, StageSpec, needed, selection
 from pipeline.folder import check_target, ours, owned
 from pipeline.keys import KeyParts, Manifest, cacheable, environment, key_parts, write_manifest
-from pipeline.lifecycle import Terminated, birth_tags, ending_raises, heartbeat, reap_orphans, signals_held
+from pipeline.lifecycle import Terminated, birth_tags, ending_raises, heartbeat, signals_held
+from pipeline.orphans import reap_orphans
 from pipeline.outbox import is_outage, suppress_outage
 from pipeline.points import Point, identity
 from pipeline.progress.telling import Telling, forget, noted

@@ -14,17 +14,18 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from pipeline import comparison, record, sync, table
+from pipeline.compared import leave_comparison
 from pipeline.credentials import hidden
-from pipeline.lifecycle import birth_tags, heartbeat, reap_orphans, signals_held
+from pipeline.lifecycle import birth_tags, heartbeat, signals_held
+from pipeline.orphans import reap_orphans
 from pipeline.outbox import suppress_outage
-from pipeline.points import forget_locks, read_parent, write_parent
+from pipeline.points import forget_locks, write_parent
 from pipeline.progress.sweep_view import Watched, watching
 from pipeline.progress.view import announce
 from pipeline.resume import Earlier, find_earlier, sweep_key
 from pipeline.schema import log_of, sweep_options, tracking_options
 from pipeline.seal import SealedStore
-from pipeline.store import NOTE, TAG, Store, open_store
-from pipeline.story import padded
+from pipeline.store import open_store
 from pipeline.summary import read_summary
 from stages import paths
 from stages.errors import MoesaicError
@@ -143,7 +144,7 @@ class Sweep:
             try:
                 self.store.tag(self.run_id, {"outcome": "failed" if cause else "done", "cause": cause})
                 if found:
-                    self.compare(found, cause)
+                    leave_comparison(self.store, self.run_id, self.directory, found, cause)
                 else:  # `compare_again` makes up for it
                     (self.directory / comparison.TABLE).unlink(missing_ok=True)
             finally:
@@ -152,25 +153,6 @@ class Sweep:
                 sync.say_what_waits(self.store, self.directory, self.tell)
         code = max((code for code, _ in failures), default=1 if cut_short else 0)
         return Ended(found or comparison.compare([]), self.run_id, self.directory, code, cause)
-
-    def compare(self, found: comparison.Comparison, cause: str) -> None:
-        """Leave what the points came to beside each other, in the sweep's folder and in the store."""
-        for file in comparison.write(found, self.directory):
-            self.store.artifact(self.run_id, file)
-        story = f"**{cause}**\n\n" if cause else ""
-        note = padded(story + found.note(self.store.experiment_id))
-        self.store.log(self.run_id, metrics=found.metrics(), tags={NOTE: note})
-
-
-def compare_again(store: Store, directory: Path) -> None:
-    """After a sweep whose points came into the store later: the comparison that it could not make."""
-    parent = read_parent(directory)
-    if parent is not None and not (directory / comparison.TABLE).exists():
-        run_id = parent["run_id"]
-        sealed = SealedStore.unseen(store.uri, store.experiment, store.experiment_id)
-        found = comparison.compare(comparison.points_of(store, run_id))
-        with sealed.reopened(run_id):
-            Sweep(sealed, run_id, directory).compare(found, store.run(run_id).data.tags.get(f"{TAG}cause", ""))
 
 
 def _failures(found: comparison.Comparison) -> list[tuple[int, str]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from pipeline.compared import compare_again
 from pipeline.credentials import hidden
 from pipeline.outbox import FOLDER, RUN_LOCK, WRITES, is_outage, waits
 from pipeline.store import TAG, Store
@@ -23,8 +24,6 @@ MOST_RUNS = 10_000
 def sync(store: Store, what: str | None, say: Callable[[str], None]) -> None:
     """Deliver what waits in the folder `what`, in that of the run that `what` begins, or, without it, in the folders of
     all runs of the experiment that did not end."""
-    from pipeline import sweep  # which delivers too
-
     if what is not None and Path(what).is_dir():
         folders = [Path(what)]
     elif what is not None:
@@ -39,7 +38,7 @@ def sync(store: Store, what: str | None, say: Callable[[str], None]) -> None:
             count = _deliver(store, folder, say)
         say(f"{folder}: {count} writes delivered; the store has all of it.")
     for folder in folders:
-        sweep.compare_again(store, folder)
+        compare_again(store, folder)
     if not waiting:
         say("Nothing waits: the store has all that the runs left.")
 

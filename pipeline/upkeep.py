@@ -39,7 +39,7 @@ def _sync(options: argparse.Namespace) -> int:
 def _gc(options: argparse.Namespace) -> int:
     from pipeline.gc import collect, freed, report, sweep_up
     from pipeline.headline import bytes_text
-    from pipeline.lifecycle import reap_orphans
+    from pipeline.orphans import reap_orphans
     from pipeline.store import Store, tracking_uri
 
     store = Store(tracking_uri(options.tracking_uri), options.experiment, create=False)

@@ -178,7 +178,7 @@ def many(folder: Path, counts: list[int]) -> None:
     """`status` and look-ups in a store with so many runs."""
     from pipeline.checkpoint import Hit, Miss, look_up
     from pipeline.keys import KeyParts, read_manifest
-    from pipeline.lifecycle import reap_orphans
+    from pipeline.orphans import reap_orphans
     from pipeline.status import status
     from pipeline.store import SQLITE, Store
     from stages import paths

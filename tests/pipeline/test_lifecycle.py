@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.lifecycle import birth_tags, heartbeat, reap_orphans, signals_held
+from pipeline.lifecycle import birth_tags, heartbeat, signals_held
+from pipeline.orphans import reap_orphans
 from pipeline.store import Store
 from pipeline.summary import read_summary
 from tests.pipeline.conftest import Toy
