@@ -39,23 +39,57 @@ def predict_reference(
     """The reference executor: layer after layer, one operation per expert and tensor, slots written after each layer.
 
     `one_group`: all operations of a layer go out at once, as the published updater does with `direct`; else each
-    round is a group.
+    round is a group. Where `device.layer_message_us` is known a GPU carries them out: a host queues them, layers ahead
+    of it where it can, and whichever of the two has more to do sets the pace.
     """
     order = np.arange(len(plan)) if one_group else np.lexsort((plan.round, plan.layer))
     plan = plan.select(order)
-    after = _copy_seconds(plan, plan.layer, layers, topology) + topology.device.layer_us * 1e-6
+    device = topology.device
+    queued = device.layer_message_us is not None
+    after = _copy_seconds(plan, plan.layer, layers, topology) + (0.0 if queued else device.layer_us * 1e-6)
     network = plan.select(plan.network)
     groups = network.layer if one_group else network.layer * (network.round.max(initial=0) + 1) + network.round
-    latencies = _latencies(topology, topology.device.layer_message_us)
-    done = _finish(network, network.layer, groups, topology, tensors, latencies, after, barrier=False)
+    done = _finish(
+        network, network.layer, groups, topology, tensors,
+        _latencies(topology, device.batch_message_us), after, barrier=False, curved=not queued,
+    )  # fmt: skip
+    if queued:
+        done = _behind_its_host(np.diff(done, prepend=0.0), *_queueing(plan, topology, layers, tensors))
     return Prediction("reference", float(done.max(initial=0.0)), np.diff(done, prepend=0.0))
 
 
-def predict_pipelined(plan: TransferPlan, batch: Ints, phase: Ints, topology: Topology, tensors: int) -> Prediction:
+def _queueing(plan: TransferPlan, topology: Topology, layers: int, tensors: int) -> tuple[Floats, Floats]:
+    """[L] twice: seconds of the slowest host until a layer's messages are queued, and then until its copies are.
+
+    A host handles each expert that it sends, receives or copies as often as it has tensors, and once to plan it.
+    """
+    sent, aside, lands = plan.network, plan.kind == Kind.same_gpu, plan.dst_slot >= 0
+    ones = np.ones(len(plan), dtype=np.int64)
+    first = _per_rank(plan.layer[sent], plan.src_rank[sent], ones[sent] * (tensors + 1), layers, topology.ranks)
+    first += _per_rank(plan.layer, plan.dst_rank, 1 + (sent | aside) * tensors, layers, topology.ranks)
+    then = _per_rank(plan.layer, plan.dst_rank, lands * tensors, layers, topology.ranks)
+    each = (topology.device.layer_message_us or 0.0) * 1e-6
+    return first.max(axis=1, initial=0.0) * each + topology.device.layer_us * 1e-6, then.max(axis=1, initial=0.0) * each
+
+
+def _behind_its_host(moving: Floats, first: Floats, then: Floats) -> Floats:
+    """[L]: when each layer is done, which takes a GPU `moving` seconds once its host has queued it (`_queueing`)."""
+    host = done = 0.0
+    found = np.zeros(len(moving))
+    for layer, (moves, messages, copies) in enumerate(zip(moving.tolist(), first.tolist(), then.tolist(), strict=True)):
+        done = max(done, host + messages) + moves
+        host += messages + copies
+        found[layer] = done = max(done, host)
+    return found
+
+
+def predict_pipelined(
+    plan: TransferPlan, batch: Ints, phase: Ints, topology: Topology, tensors: int, *, checked: bool = True
+) -> Prediction:
     """The pipelined executor. `batch`, `phase` [N]: the batch of each row, and in which of its groups a hop goes.
 
     The network of a batch overlaps what is done with the ones before: hashing what arrived, and copying it into the
-    slots. Where `device.batch_message_us` is known a GPU does all that: messages are queued beforehand and go out at
+    slots (`checked`: what arrives is hashed before). Where `device.batch_message_us` is known a GPU does all that: messages are queued beforehand and go out at
     full speed, and hashing, copying and packing overlap each other too.
     """
     batches = int(batch.max(initial=-1)) + 1
@@ -72,7 +106,7 @@ def predict_pipelined(plan: TransferPlan, batch: Ints, phase: Ints, topology: To
     moving = np.diff(done, prepend=0.0) + device.batch_us * 1e-6
     packed = _per_rank(batch[crossing], plan.src_rank[crossing], plan.bytes[crossing], batches, topology.ranks)
     hashed = _per_rank(batch[crossing], plan.dst_rank[crossing], plan.bytes[crossing], batches, topology.ranks)
-    packing, hashing = packed / (device.copy_gb_per_s * 1e9), hashed / (device.checksum_gb_per_s * 1e9)
+    packing, hashing = packed / (device.copy_gb_per_s * 1e9), hashed * checked / (device.checksum_gb_per_s * 1e9)
     copying = _copy_seconds(plan, batch, batches, topology, in_place=queued)
     if queued:
         done = _overlapped([moving, hashing.max(axis=1, initial=0.0), copying.max(axis=1, initial=0.0)])

@@ -25,17 +25,19 @@ def predict(
     staging_mib: float,
     packs: bool = True,
     layers_per_step: int | None = None,
+    checked: bool = True,
 ) -> Prediction:
     """Of carrying out `plan` (maps `[L, P]`), where the tensors of an expert have so many bytes each.
 
     `one_group`: the reference executor sends all of a layer at once, as `direct` has it; `packs`, `staging_mib`,
-    `layers_per_step`: how the pipelined one spends its staging, and how many layers it has in hand. Raises `BadInput`
+    `layers_per_step`, `checked`: how the pipelined one spends its staging, how many layers it has in hand, and whether
+    it hashes what arrives. Raises `BadInput`
     where two experts do not fit its staging.
     """
     if executor == "reference":
         return predict_reference(plan, topology, layers, len(tensors), one_group=one_group)
     if not len(plan):
-        return predict_pipelined(plan, plan.layer, plan.round, topology, len(tensors))
+        return predict_pipelined(plan, plan.layer, plan.round, topology, len(tensors), checked=checked)
     most = max(1, int(np.bincount(plan.dst_rank[plan.network], minlength=1).max()))
     spent = budget(Layout.of(tensors), staging_mib, packs=packs, most=most)
     batches = cut(
@@ -43,4 +45,4 @@ def predict(
         sends_at_once=spent.packed, steps=np.arange(layers) // (layers_per_step or layers),
     )  # fmt: skip
     batch = np.where(batches.stage >= 0, batches.stage, np.maximum(batches.commit, 0))
-    return predict_pipelined(plan, batch, np.maximum(batches.phase, 0), topology, len(tensors))
+    return predict_pipelined(plan, batch, np.maximum(batches.phase, 0), topology, len(tensors), checked=checked)

@@ -88,9 +88,9 @@ class Device:
     checksum_gb_per_s: 10^9 bytes hashed in a second
     layer_us:          a layer of the reference executor, whatever moves in it
     batch_us:          a batch of the pipelined executor, whatever moves in it: launches, the vote
-    layer_message_us:  a message of the reference executor (one tensor of one expert) beside its bytes; null: the latency
-                       of its link
-    batch_message_us:  the same of the pipelined executor
+    layer_message_us:  queueing a message or a copy of the reference executor (one tensor of one expert), which a host
+                       does ahead of its GPU; null: nothing is queued, and a message takes the latency of its link
+    batch_message_us:  a message of the pipelined executor beside its bytes; null: the latency of its link
     """
 
     copy_gb_per_s: float = 5.0

@@ -24,6 +24,7 @@ class PlanOptions:
                hung engines
     executor:  whose time is predicted
     staging_mib: what a rank has to stage what arrives, which decides the batches of the pipelined executor
+    checked:   whether the pipelined executor hashes what arrives before it overwrites a slot
     weights:   where the weights come from: experts that no rank holds can come from files alone
     """
 
@@ -31,6 +32,7 @@ class PlanOptions:
     group_ops: int = 64
     executor: str = "reference"
     staging_mib: float = 1024.0
+    checked: bool = True
     weights: str = "synthetic"
 
     def __post_init__(self) -> None:
@@ -77,7 +79,7 @@ class PlanStageConfig:
             "from_files": self.from_files,
         }
         if self.plan.executor == "pipelined":
-            plan["staging_mib"] = self.plan.staging_mib
+            plan |= {"staging_mib": self.plan.staging_mib, "checked": self.plan.checked}
         return {
             "plan": plan,
             "model": {"tensors": [spec.nbytes for spec in self.model.scaled_tensors()]},

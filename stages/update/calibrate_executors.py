@@ -1,13 +1,15 @@
-"""Measures what the executors need beside the bytes: real updates of small models, each taken apart by the cost model.
+"""Measures what the executors need beside the bytes: real updates of small models.
 
-An update takes what the links need for its bytes, and so much more for each part (a layer, a batch) and each message.
-How much is what explains best the times of a few models, whose experts are large, small, and of many tensors.
+An update takes what the links need for its bytes, and so much more for each part (a layer, a batch) and each message, as
+the cost model has it. How much is what explains best the times of a few models, whose experts are large, small, and of
+many tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import torch
@@ -25,7 +27,9 @@ from stages.update.nccl_memory import registrable
 from stages.update.rank import Rank
 from stages.update.weights import allocate
 
+KIB = 1 << 10
 MIB = 1 << 20
+STARTS = (0.5, 4.0, 30.0, 250.0, 2000.0)
 TRIES = 6
 """The first brings up what later ones use."""
 
@@ -42,15 +46,16 @@ class Probe:
 
 PROBES = {
     "reference": (
-        Probe(12, 20, (2 * MIB, 2 * MIB, 2 * MIB, MIB // 16, MIB // 16)),
-        Probe(6, 96, (3 * MIB, MIB)),
-        Probe(4, 128, (MIB, MIB, MIB, MIB)),
+        Probe(24, 4, (64 * KIB,)),
+        Probe(12, 64, (64 * KIB,) * 4),
+        Probe(6, 64, (4 * MIB, 4 * MIB, 4 * MIB, 3 * KIB, 3 * KIB, 3 * KIB)),
+        Probe(12, 72, (MIB, MIB, MIB)),
         Probe(8, 48, (4 * MIB, 4 * MIB)),
     ),
     "pipelined": (
         Probe(16, 24, (4 * MIB, 4 * MIB)),
         Probe(6, 16, (20 * MIB, 12 * MIB)),
-        Probe(16, 24, (2 * MIB, 2 * MIB, 2 * MIB, MIB // 16, MIB // 16)),
+        Probe(16, 24, (2 * MIB, 2 * MIB, 2 * MIB, 64 * KIB, 64 * KIB)),
         Probe(8, 48, (4 * MIB, 4 * MIB), staging_mib=256),
     ),
 }
@@ -64,30 +69,49 @@ def measure_executors(rank: Rank, topology: Topology, probes: Mapping[str, Seque
     )
     found = {}
     for executor, part in (("reference", "layer"), ("pipelined", "batch")):
-        rows = [_take_apart(rank, bare, executor, part, probe) for probe in probes[executor]]
-        found[f"{part}_us"], found[f"{part}_message_us"] = fit(*np.array(rows).T)
+        tried = [_try(rank, bare, executor, probe) for probe in probes[executor]]
+
+        def predicted(part_us: float, message_us: float, part: str = part, tried: list[_Tried] = tried) -> Floats:
+            given = {f"{part}_us": part_us, f"{part}_message_us": message_us}
+            return np.array([one.predicted(rank.backend, **given) for one in tried])
+
+        found[f"{part}_us"], found[f"{part}_message_us"] = fit(np.array([one.seconds for one in tried]), predicted)
     return replace(device, **found)
 
 
-def fit(seconds: Floats, bare: Floats, per_part: Floats, per_message: Floats) -> tuple[float, float]:
-    """Microseconds of a part and of a message, neither below 0, with which `bare + part * per_part + message *
-    per_message` is nearest to `seconds`, relatively. `per_*`: seconds that a microsecond of each costs."""
-    both = np.stack([per_part, per_message], axis=1) / seconds[:, None]
-    over = (seconds - bare) / seconds
-    candidates = [np.zeros(2)]
-    for columns in ([0, 1], [0], [1]):
-        solved = np.zeros(2)
-        solved[columns] = np.linalg.lstsq(both[:, columns], over, rcond=None)[0]
-        if (solved >= 0).all():
-            candidates.append(solved)
-    best = min(candidates, key=lambda found: float(np.square(both @ found - over).sum()))
-    return round(float(best[0]), 3), round(float(best[1]), 3)
+def fit(seconds: Floats, predicted: Callable[[float, float], Floats]) -> tuple[float, float]:
+    """Microseconds of a part and of a message, neither below 0, with which `predicted` is nearest to `seconds`,
+    relatively. By the simplex of Nelder and Mead (1965), as where one of two sets the pace there are kinks."""
+    from scipy.optimize import minimize
+
+    def off(given: Floats) -> float:
+        return float(np.square(predicted(*given.tolist()) / seconds - 1).sum())
+
+    part, message = min(product(STARTS, STARTS), key=lambda both: off(np.array(both)))
+    start = np.array([[part, message], [part * 2, message], [part, message * 2]])
+    found = minimize(
+        off, start[0], method="Nelder-Mead", bounds=[(0.0, None), (0.0, None)],
+        options={"initial_simplex": start, "xatol": 1e-2, "fatol": 1e-10, "maxfev": 400},
+    )  # fmt: skip
+    part, message = found.x
+    return round(float(part), 3), round(float(message), 3)
 
 
-def _take_apart(
-    rank: Rank, bare: Topology, executor: str, part: str, probe: Probe
-) -> tuple[float, float, float, float]:
-    """What an update takes, what the links need of that, and what a microsecond a part and a message adds."""
+@dataclass(frozen=True)
+class _Tried:
+    """An update that took `seconds`, and what it was."""
+
+    seconds: float
+    config: UpdateStageConfig
+    job: Job
+
+    def predicted(self, backend: str, **overheads: float) -> float:
+        topology = self.config.topology
+        given = replace(self.config, topology=replace(topology, device=replace(topology.device, **overheads)))
+        return foretold(given, self.job, backend).seconds
+
+
+def _try(rank: Rank, bare: Topology, executor: str, probe: Probe) -> _Tried:
     tensors = [TensorSpec(f"t{k}", [nbytes], "uint8") for k, nbytes in enumerate(probe.tensors)]
     slots = probe.slots_per_rank * rank.ranks
     experts = max(1, slots - slots // 8)
@@ -98,14 +122,7 @@ def _take_apart(
     old, new = (rng.permuted(np.tile(np.arange(slots) % experts, (probe.layers, 1)), axis=1) for _ in range(2))
     plan = direct_transfers(old, new, rank.ranks, bare.gpus_per_node, model.expert_bytes)
     job = make_job(old, new, plan, rank.ranks, bare.gpus_per_node, model.expert_bytes)
-    seconds = _seconds(rank, config, job)
-
-    def predicted(**overheads: float) -> float:
-        given = replace(config, topology=replace(bare, device=replace(bare.device, **overheads)))
-        return foretold(given, job, rank.backend).seconds
-
-    links = predicted()
-    return seconds, links, predicted(**{f"{part}_us": 1.0}) - links, predicted(**{f"{part}_message_us": 1.0}) - links
+    return _Tried(_seconds(rank, config, job), config, job)
 
 
 def _seconds(rank: Rank, config: UpdateStageConfig, job: Job) -> float:

@@ -14,7 +14,7 @@ def foretold(config: UpdateStageConfig, job: Job, transport: str) -> Prediction:
     return predict(
         job.plan, job.layers, job.slots, config.topology, [spec.nbytes for spec in config.model.scaled_tensors()],
         executor=options.executor, one_group=job.direct, staging_mib=options.staging_mib, packs=transport != "peer",
-        layers_per_step=options.layers_per_step,
+        layers_per_step=options.layers_per_step, checked=options.verify_before_commit,
     )  # fmt: skip
 
 

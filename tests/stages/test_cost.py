@@ -66,6 +66,18 @@ def test_layers_follow_each_other_on_each_rank_and_copies_count() -> None:
     assert seconds(rider, topology(device=Device(2.0, 1e12))) == pytest.approx([0.5])
 
 
+def test_a_host_queues_layers_ahead_of_its_gpu() -> None:
+    """A second a layer on the network; who sends queues 1 + tensors, who receives as much, and a copy of each tensor."""
+    plan = hops((0, 0, 0, 2), (1, 0, 0, 3))
+    ahead = topology(device=Device(1e12, 1e12, layer_us=1e5, layer_message_us=1e5))
+    assert seconds(plan, ahead) == pytest.approx([0.3 + 1.0, 1.0])
+    behind = topology(device=Device(1e12, 1e12, layer_us=1e5, layer_message_us=1e6))
+    assert seconds(plan, behind) == pytest.approx([2.1 + 1.0, 2.1 + 1.0])
+    assert predict_reference(plan, behind, 2, 3, one_group=True).parts == pytest.approx([4.1 + 3.0, 4.1 + 3.0])
+    local = hops((0, 0, 1, 1), kind=Kind.same_gpu)
+    assert seconds(local, topology(device=Device(1e12, 1e12, layer_message_us=1e5))) == pytest.approx([0.2 + 0.1])
+
+
 def test_gpus_of_a_node_share_its_link() -> None:
     plan = hops((0, 0, 0, 2), (0, 0, 1, 3))
     assert seconds(plan, topology()) == pytest.approx([1.0])
@@ -95,6 +107,10 @@ def test_batches_overlap_what_is_done_with_the_one_before() -> None:
     queued = Device(10.0, 2.0, batch_us=1e5, batch_message_us=2e5)
     two = predict_pipelined(plan, np.array([0, 1]), np.zeros(2, dtype=np.int64), topology(device=queued), 3)
     assert two.parts == pytest.approx([1.7 + 0.6, 1.7])
+    unchecked = predict_pipelined(
+        plan, np.array([0, 0]), np.zeros(2, dtype=np.int64), topology(device=device), 1, checked=False
+    )
+    assert unchecked.parts == pytest.approx([2.1 + 0.2])
     nothing = plan.select(np.zeros(2, dtype=np.bool_))
     empty = np.zeros(0, dtype=np.int64)
     assert predict_pipelined(nothing, empty, empty, topology(), 1).seconds == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stages.errors import BadInput
-from stages.topology import Topology
+from stages.topology import Floats, Topology
 from stages.update import calibrate as module
 from stages.update.calibrate import MANY_MESSAGES, calibrate, link_of
 from stages.update.calibrate_executors import Probe, fit
@@ -64,16 +64,20 @@ def test_what_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_overheads_that_explain_the_times() -> None:
-    bare, parts, messages = (
-        np.array([1.0, 2.0, 0.5]),
-        np.array([6.0, 10.0, 3.0]) * 1e-6,
-        np.array([1.0, 9.0, 4.0]) * 1e-6,
-    )
-    assert fit(bare + 2e4 * parts + 3e3 * messages, bare, parts, messages) == pytest.approx((2e4, 3e3))
-    part, message = fit(bare + 2e4 * parts - 10 * messages, bare, parts, messages)
-    assert part == pytest.approx(2e4, rel=0.01)
-    assert message == 0
-    assert fit(bare / 2, bare, parts, messages) == (0, 0)
+    bare, parts, messages = np.array([0.01, 0.02, 0.005]), np.array([6.0, 10.0, 3.0]), np.array([1e2, 9e2, 4e2])
+
+    def added(part: float, message: float) -> Floats:
+        return bare + 1e-6 * (part * parts + message * messages)
+
+    def ahead(part: float, message: float) -> Floats:
+        return np.maximum(bare, 1e-6 * (part * parts + message * messages))
+
+    assert fit(added(200, 30), added) == pytest.approx((200, 30), rel=1e-3)
+    part, message = fit(added(200, 0) - 1e-7 * messages, added)
+    assert part == pytest.approx(200, rel=0.05)
+    assert message == pytest.approx(0, abs=0.1)
+    assert fit(bare / 2, added) == pytest.approx((0, 0), abs=0.1)
+    assert fit(ahead(4000, 90), ahead) == pytest.approx((4000, 90), rel=1e-3)
 
 
 def test_executors_are_taken_apart_by_the_cost_model() -> None:
