@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from pipeline import attached, sweep
+from pipeline.composing import composed_once
 from pipeline.config_errors import config_sentence, flags_first, yaml_sentence
 from pipeline.credentials import refuse_in
 from pipeline.lifecycle import Terminated, ending_raises
@@ -48,7 +49,7 @@ def run(arguments: list[str]) -> int:
         followed = attached.follow(arguments)
         if followed is not None:
             return followed
-        with ending_raises():
+        with ending_raises(), composed_once():
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(point)()
         code = max((getattr(error, "exit_code", 1) for error in failures), default=0)
         if _alone:

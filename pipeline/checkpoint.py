@@ -17,7 +17,7 @@ from stages.temporary import temporary_folder
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-NEIGHBOURS = 12
+NEIGHBOURS = 5
 """Earlier runs that a new key is compared with, to say why it is new."""
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline import sync
 from pipeline.lifecycle import alive
-from pipeline.store import TAG, Store
+from pipeline.store import NOTE, TAG, Store
 
 ORPHAN = "The process that ran this is gone: marked as orphan by a later run."
 
@@ -28,7 +28,6 @@ def reap_orphans(store: Store) -> list[str]:
             limit=1000,
         )
         for orphan in (*children, run):
-            store.tag(orphan.info.run_id, {"orphan": "true"})
-            store.finish(orphan.info.run_id, "KILLED", ORPHAN)
+            store.finish(orphan.info.run_id, "KILLED", tags={"orphan": "true", NOTE: ORPHAN})
             reaped.append(orphan.info.run_id)
     return reaped

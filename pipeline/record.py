@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 OVERRIDES = "overrides.yaml"
 MACHINE = "machine.json"
+COMPRESSION = 3
+"""Of figures: what makes them a few percent larger than 6, which is usual, and takes half as long."""
 DIFF = "git.diff.txt"  # an ending that the UI shows
 
 
@@ -77,12 +79,11 @@ def finish_run(store: SealedStore, summary: Summary, directory: Path, overrides:
     seals = {f"{SEAL_TAG}.{name}": sealed.seal for name, sealed in made_by.items()}
     note = run_note(store, summary, made_by, overrides)
     story = {"outcome": summary.status, "cause": summary.cause or "", NOTE: note}
-    store.log(summary.run_id, metrics=metrics, tags={**states, **seals, **story})
     store.datasets(summary.run_id, [dataset for sealed in made_by.values() for dataset in sealed.datasets])
     for name in (paths.SUMMARY, paths.REPORT):
         if (directory / name).is_file():
             store.artifact(summary.run_id, directory / name)
-    store.finish(summary.run_id, status)
+    store.finish(summary.run_id, status, metrics=metrics, tags={**states, **seals, **story})
 
 
 def lineage(spec: StageSpec, parts: KeyParts, summary: Summary) -> dict[str, Dataset]:
@@ -96,14 +97,17 @@ def lineage(spec: StageSpec, parts: KeyParts, summary: Summary) -> dict[str, Dat
 
 @dataclass
 class StageRecord:
-    """The nested run of a stage that is running."""
+    """The nested run of a stage that is running. `metrics`, `tags`: what its end will say."""
 
     store: Store
     run_id: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
 
     def keep(self, folder: Path, result: StageResult) -> None:
-        """Upload the stage's folder and log what it reported."""
-        self.store.log(self.run_id, metrics=result.metrics, tags={**result.tags, NOTE: padded(result.note)})
+        """Upload the stage's folder and note what it reported."""
+        self.metrics |= result.metrics
+        self.tags |= {**result.tags, NOTE: padded(result.note)}
         self.store.datasets(self.run_id, result.datasets)
         self.store.artifacts(self.run_id, folder, protect=True)
 
@@ -124,26 +128,27 @@ def stage_run(
         **{f"moesaic.input.{name}": digest for name, digest in parts.inputs.items()},
         **_provenance(),
     }
-    run_id = store.start(spec.name, tags, parent)
+    stage = StageRecord(store, store.start(spec.name, tags, parent))
     try:
-        store.params(run_id, _flat(dict(parts.config)))
+        store.params(stage.run_id, _flat(dict(parts.config)))
         for origin, dataset in lineage.items():
-            store.datasets(run_id, [dataset], origin)
-        yield StageRecord(store, run_id)
+            store.datasets(stage.run_id, [dataset], origin)
+        yield stage
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt | Terminated | SystemExit)
         cause = str(error) if isinstance(error, Terminated) else sentence_of(error)
         note = error.result.note if isinstance(error, MoesaicError) and error.result else ""
-        store.finish(run_id, "KILLED" if killed else "FAILED", f"**{cause}**\n\n{note}")
+        ended = {**stage.tags, NOTE: f"**{cause}**\n\n{note}"}
+        store.finish(stage.run_id, "KILLED" if killed else "FAILED", metrics=stage.metrics, tags=ended)
         raise
-    store.finish(run_id, "FINISHED")
+    store.finish(stage.run_id, "FINISHED", metrics=stage.metrics, tags=stage.tags)
 
 
 def save_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
     for name, figure in figures.items():
         (folder / paths.FIGURES).mkdir(exist_ok=True)
         with paths.atomic(folder / paths.FIGURES / f"{name}.png") as temporary:
-            figure.savefig(temporary, dpi=110, metadata={"Software": None})
+            figure.savefig(temporary, dpi=110, metadata={"Software": None}, pil_kwargs={"compress_level": COMPRESSION})
 
 
 def _provenance() -> dict[str, str]:

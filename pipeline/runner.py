@@ -65,8 +65,9 @@ def run_pipeline(request: Request) -> Summary:
         _refuse(request, error)
         raise
     store = request.store(root)
-    with suppress_outage():
-        reap_orphans(store)
+    if request.point is None:  # of a sweep, its own run does
+        with suppress_outage():
+            reap_orphans(store)
     summary = Summary(run_id=None)
     with owned(request.directory, patient=request.point is not None):
         store = store.kept_in(request.directory, request.view.remark)

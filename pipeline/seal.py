@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipeline.keys import read_manifest
-from pipeline.store import LOADS, NOTE, TAG, Store
-from pipeline.writes import BIRTH, Write
+from pipeline.store import LOADS, TAG, Store
+from pipeline.writes import BIRTH, Write, batch_of
 from stages import paths
 from stages.contract import Dataset
 from stages.temporary import temporary_folder
@@ -42,6 +42,14 @@ class Record:
     metrics: dict[str, list[float]] = field(default_factory=dict)
     datasets: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
+
+    def take(self, data: Mapping[str, Any]) -> None:
+        """`data`: of a write."""
+        self.params |= data.get("params", {})
+        self.tags |= {name: text for name, text in data.get("tags", {}).items() if name not in RESTLESS}
+        for name, value, _ in data.get("metrics", ()):
+            self.metrics.setdefault(name, []).append(value)
+        self.datasets += [{**item, "context": data["context"]} for item in data.get("datasets", ())]
 
     def write(self, path: Path) -> None:
         paths.write_json(path, asdict(self))
@@ -90,30 +98,34 @@ class SealedStore(Store):
             self._open[run_id] = Record(run_id, write.run_id, tags={**tags, NAME_TAG: write.data["name"]})
         elif (record := self._open.get(write.run_id)) is not None:
             record.files |= digests
-            record.params |= write.data.get("params", {})
-            record.tags |= {k: text for k, text in write.data.get("tags", {}).items() if k not in RESTLESS}
-            for name, value, _ in write.data.get("metrics", ()):
-                record.metrics.setdefault(name, []).append(value)
-            record.datasets += [{**item, "context": write.data["context"]} for item in write.data.get("datasets", ())]
+            record.take(write.data)
         return run_id
 
-    def finish(self, run_id: str, status: str, note: str | None = None) -> None:
-        """Close the run. What it was given until now is its record; later changes are told by `moesaic audit`."""
-        if note is not None:
-            self.tag(run_id, {NOTE: note})
+    def finish(
+        self,
+        run_id: str,
+        status: str,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Close the run. What it was given is its record; later changes are told by `moesaic audit`."""
+        seal = {}
         if (record := self._open.pop(run_id, None)) is not None:
             record.status = status
-            self._seal(run_id, record)
-        super().finish(run_id, status)
+            record.take(batch_of(metrics=metrics, tags=tags))
+            seal = {SEAL: self._seal(run_id, record)}
+        super().finish(run_id, status, metrics=metrics, tags={**(tags or {}), **seal})
 
-    def _seal(self, run_id: str, record: Record) -> None:
+    def _seal(self, run_id: str, record: Record) -> str:
+        """Leave the record with the run; its digest, which is the seal."""
         with temporary_folder("record") as folder:
             file = folder / paths.RECORD
             record.write(file)
             seal = paths.sha256(file)
             self._sealed[run_id] = Sealed(seal, record.tags, _datasets_of(record), frozenset(record.files))
-            self.tag(run_id, {SEAL: seal})
             self.artifact(run_id, file)
+        return seal
 
     @contextmanager
     def reopened(self, run_id: str) -> Iterator[None]:
@@ -122,7 +134,7 @@ class SealedStore(Store):
         self._recall(run_id)
         yield
         if (record := self._open.pop(run_id, None)) is not None:
-            self._seal(run_id, record)
+            self.tag(run_id, {SEAL: self._seal(run_id, record)})
 
     def take_up(self, run_id: str) -> None:
         """A sweep that was interrupted goes on: it has no seal until it ends once more. One that was killed before it

@@ -23,7 +23,7 @@ from pipeline.addresses import DEFAULT_STORE, POSTGRES
 from pipeline.credentials import hidden
 from pipeline.outbox import Outbox
 from pipeline.sqlite_journal import keep_journals
-from pipeline.writes import Write, deliver, local_folder
+from pipeline.writes import Write, batch_of, deliver, local_folder, tags_of
 from stages.contract import Dataset
 from stages.errors import BadInput, MoesaicError, sentence_of
 
@@ -43,12 +43,10 @@ if TYPE_CHECKING:
     from pipeline.schema import TrackingOptions
 
 SQLITE, tracking_uri = addresses.SQLITE, addresses.tracking_uri
-TAG = "moesaic."
+TAG = writes.TAG
 NOTE = "mlflow.note.content"
 LOADS = "loads"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens on the runs
-TAG_LIMIT = 5_000
-PARAM_LIMIT = 6_000
 
 
 class Store:
@@ -145,14 +143,21 @@ class Store:
 
     def start(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
         """The id of a new RUNNING run. Tags without a dot get the prefix `moesaic.`."""
-        all_tags = _tags(tags)
+        all_tags = tags_of(tags)
         if parent is not None:
             all_tags["mlflow.parentRunId"] = parent
         return self._write(writes.start(self.experiment_id, name, all_tags))
 
-    def finish(self, run_id: str, status: str, note: str | None = None) -> None:
-        if note is not None:
-            self.tag(run_id, {NOTE: note})
+    def finish(
+        self,
+        run_id: str,
+        status: str,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """`metrics`, `tags`: what is left to say of the run."""
+        self.log(run_id, metrics=metrics, tags=tags)
         self._write(Write("finish", run_id, {"status": status}))
 
     def log(
@@ -165,13 +170,7 @@ class Store:
         tags: Mapping[str, str] | None = None,
     ) -> None:
         """All in as few requests as can be. `series`: by metric, its value at step 0, 1, …"""
-        points = [[name, float(value), 0] for name, value in (metrics or {}).items()]
-        points += [[name, float(v), step] for name, values in (series or {}).items() for step, v in enumerate(values)]
-        data = {
-            "params": {name: str(value)[:PARAM_LIMIT] for name, value in (params or {}).items()},
-            "metrics": points,
-            "tags": _tags(tags or {}),
-        }
+        data = batch_of(params, metrics, series, tags)
         if any(data.values()):
             self._write(Write("batch", run_id, data))
 
@@ -289,7 +288,3 @@ def remove(folder: Path) -> None:
     """Remove a folder if it is there."""
     if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder)
-
-
-def _tags(tags: Mapping[str, str]) -> dict[str, str]:
-    return {(name if "." in name else TAG + name): str(value)[:TAG_LIMIT] for name, value in tags.items()}

@@ -12,7 +12,7 @@ import shutil
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-BIRTH = "moesaic.birth"
+TAG = "moesaic."
+BIRTH = f"{TAG}birth"
 BATCH = 100  # of params and tags; MLflow takes no more at once
 METRIC_BATCH = 1000
 LINKED_BYTES = 16 << 20
+TAG_LIMIT, PARAM_LIMIT = 5_000, 6_000
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 
@@ -44,6 +46,27 @@ class Write:
 def start(experiment_id: str, name: str, tags: Mapping[str, str]) -> Write:
     birth = uuid.uuid4().hex
     return Write("start", birth, {"experiment": experiment_id, "name": name, "tags": {**tags, BIRTH: birth}})
+
+
+def batch_of(
+    params: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    series: Mapping[str, Sequence[float]] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The data of a `batch` write. `series`: by metric, its value at step 0, 1, …"""
+    points = [[name, float(value), 0] for name, value in (metrics or {}).items()]
+    points += [[name, float(v), step] for name, values in (series or {}).items() for step, v in enumerate(values)]
+    return {
+        "params": {name: str(value)[:PARAM_LIMIT] for name, value in (params or {}).items()},
+        "metrics": points,
+        "tags": tags_of(tags or {}),
+    }
+
+
+def tags_of(tags: Mapping[str, str]) -> dict[str, str]:
+    """Those without a dot get the prefix `moesaic.`"""
+    return {(name if "." in name else TAG + name): str(value)[:TAG_LIMIT] for name, value in tags.items()}
 
 
 def deliver(client: MlflowClient, write: Write, *, again: bool = False) -> str:

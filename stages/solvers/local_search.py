@@ -33,7 +33,7 @@ Floats = npt.NDArray[np.float64]
 CROSSING = 1.5
 """Under a cap on moved slots or bytes: what one counts that crosses nodes, at most, where two moves are compared."""
 
-CURVE_SECONDS = 0.5
+CURVE_SECONDS = 0.3
 """What drawing the curve of movement may take beside the search, at most."""
 
 ENDPOINT, SCRATCH_SHARE = 50, 0.4

@@ -228,7 +228,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 def main() -> None:
     from pipeline.facts import machine_facts
-    from pipeline.store import Store, tracking_uri
+    from pipeline.store import NOTE, Store, tracking_uri
 
     FOLDER.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -252,7 +252,7 @@ def main() -> None:
     for row in rows:
         name = f"{row['case']}.{row['policy']}".translate(str.maketrans({",": "", "%": ""}))
         store.metrics(run, {f"{name}.{key}": row[key] for key in ("ms", "balancedness", "gap", "moved after noise")})
-    store.finish(run, "FINISHED", note)
+    store.finish(run, "FINISHED", tags={NOTE: note})
     print(f"tables in {FOLDER}, run {run} in the experiment `bench`")
 
 

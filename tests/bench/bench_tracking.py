@@ -33,6 +33,11 @@ DEMO = [
     "topology=2x4,1x8",
     "hydra.sweep.dir=sweep",
 ]
+STUDY = [
+    "-m", "model=deepseek_v3", "collect=synthetic", "topology.nodes=1,2,4,8", "topology.gpus_per_node=8",
+    "place=contiguous,eplb,local_search", "place.redundant_experts=0,64,128", "run.last=plan",
+    "hydra.sweep.dir=sweep",
+]  # fmt: skip
 TABLES = ("tags", "params", "latest_metrics", "metrics")
 METHODS = (
     "__init__", "start", "finish", "log", "datasets", "artifacts", "artifact", "files", "run", "find", "search", "fetch",
@@ -232,6 +237,7 @@ def main() -> None:
         share(folder, "a sweep of 8 smallest points to plan", SWEEP, 2)
         share(folder, "a sweep of 8 points, gpt-oss-20b", [*DEMO, "run.last=plan"], 1)
         share(folder, "a sweep of 8 whole runs, gpt-oss-20b", DEMO, 1)
+        share(folder, "a sweep of 36 points, DeepSeek-V3", STUDY, 1)
         points(folder)
         many(folder, [10, count])
 
