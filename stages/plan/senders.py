@@ -17,6 +17,9 @@ from stages.transfers import Ints
 
 TRIES = 50
 SHAKES = 20
+CLOSE = 1e-9
+"""What times differ by, relatively, that are taken for equal; rooms are rounded by less, so that the busiest link never
+has room for all that it has."""
 NONE = -1
 
 
@@ -61,12 +64,11 @@ def _balance_all(chosen: Ints, crossings: Crossings, gpu_seconds: float, node_se
             load[ranks + nodes + node[c] * gpus + rank % gpus] += 1
     seconds = np.concatenate((np.full(ranks, gpu_seconds), np.full(nodes, node_seconds), np.full(ranks, gpu_seconds)))
     while True:
-        busiest = (load * seconds).max()
-        if busiest <= enough:
+        below = (load * seconds).max() * (1 - CLOSE)
+        if below <= enough:  # equal seconds of different links may differ in their last bits
             return
-        below = busiest * (1 - 1e-9)
         level = max(np.floor(below / gpu_seconds) * gpu_seconds, np.floor(below / node_seconds) * node_seconds, enough)
-        links = Links(np.floor(level / seconds + 1e-6).astype(np.int64), load, first, after)
+        links = Links(np.floor(level / seconds * (1 + CLOSE / 1000)).astype(np.int64), load, first, after)
         for link in range(len(load)):
             while load[link] > links.room[link]:
                 shakes = 0

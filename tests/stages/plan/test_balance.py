@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 from stages.cost import busiest_link
-from stages.expert_map import ExpertMap
+from stages.expert_map import EMPTY, ExpertMap
 from stages.needs import needs_between
 from stages.plan.policies import schedule
 from stages.plan.senders import choose_senders
@@ -97,3 +100,39 @@ def test_senders_without_rails_are_the_best_there_are(seed: int) -> None:
         out = np.bincount(np.array(holders)[chosen], minlength=ranks)
         found = max(out.max(), out.reshape(-1, gpus).sum(axis=1).max() * node_seconds)
         assert found == flow_by_brute_force(begin, end, holders, ranks, gpus, node_seconds)
+
+
+@pytest.fixture
+def _ends() -> Iterator[None]:
+    """Ends this process after a minute, with a traceback: no signal and no thread interrupts a compiled loop."""
+    faulthandler.dump_traceback_later(60, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.mark.usefixtures("_ends")
+@pytest.mark.parametrize(("least", "node_seconds"), [(33 * (1 - 2**-53), 0.5), (0.0, 3e6)])
+def test_the_search_ends_however_the_seconds_of_links_are_rounded(least: float, node_seconds: float) -> None:
+    """Where the busiest link has what must be but for the last bit, and where a node is millions of times slower."""
+    count = 33
+    begin = np.arange(count)
+    zeros = np.zeros(count, dtype=np.int64)
+    chosen = choose_senders(
+        zeros, zeros + 1, begin, begin + 1, zeros, 4, 2, False, 1.0, node_seconds, least,
+    )  # fmt: skip
+    assert chosen.tolist() == begin.tolist()
+
+
+@pytest.mark.usefixtures("_ends")
+def test_what_a_rank_gets_over_two_links_may_take_as_long() -> None:
+    """231 experts at 350 GB/s and 33 at 50 GB/s take the same time but for rounding, on a GPU that alone holds them."""
+    near, far = 231, 33
+    empty = np.full(near + far, EMPTY)
+    own = np.arange(near + far)
+    old = np.concatenate([own, empty, empty, empty])[None, :]
+    wanted = [own, np.where(own < near, own, EMPTY), np.where(own >= near, own, EMPTY), empty]
+    topology = Topology(nodes=2, gpus_per_node=2, links=Links(Link(350.0), Link(50.0)))
+    needs = needs_between(old, np.concatenate(wanted)[None, :], 4)
+    assert 231 * (3 / 350e9) < 33 * (3 / 50e9)
+    plan = schedule("relay", needs, topology, 1, 3, 3, 64).transfers
+    assert int(plan.network.sum()) >= near + far
