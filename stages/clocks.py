@@ -27,6 +27,7 @@ def finish_times(
     curve_size: Floats,
     curve_seconds: Floats,
     node_speed: float,
+    ready: Floats,
     after: Floats,
     barrier: bool,
 ) -> Floats:
@@ -36,7 +37,8 @@ def finish_times(
     its hops at once when it and the peer are there, and leaves when all are done. The hops of a group that share a
     link, with so many `messages` each, take together what the link takes for all; those that share a node's link get
     it one after the other. `speed`, `latency`, `curve_*` [2]: the fabric's and the network's, in bytes and seconds.
-    `after` [parts, R]: what each rank does once a part has arrived. With `barrier` all wait for the last then.
+    `ready` [parts]: when a part may begin. `after` [parts, R]: what each rank does once a part has arrived. With
+    `barrier` all wait for the last then.
     """
     parts, ranks = after.shape
     clock, leaves, node_free = np.zeros(ranks), np.zeros(ranks), np.zeros((2, ranks // gpus))
@@ -44,6 +46,7 @@ def finish_times(
     done = np.zeros(parts)
     begin = 0
     for p in range(parts):
+        clock = np.maximum(clock, ready[p])
         while begin < len(part) and part[begin] == p:
             end = begin
             while end < len(part) and group[end] == group[begin]:

@@ -49,17 +49,18 @@ def predict_reference(
     after = _copy_seconds(plan, plan.layer, layers, topology) + (0.0 if queued else device.layer_us * 1e-6)
     network = plan.select(plan.network)
     groups = network.layer if one_group else network.layer * (network.round.max(initial=0) + 1) + network.round
+    host = _queueing(plan, topology, layers, tensors) if queued else np.zeros((2, layers))
+    through = np.cumsum(host.sum(axis=0))
     done = _finish(
-        network, network.layer, groups, topology, tensors,
-        _latencies(topology, device.batch_message_us), after, barrier=False, curved=not queued,
+        network, network.layer, groups, topology, tensors, _latencies(topology, device.batch_message_us),
+        through - host[1], after, barrier=False, curved=not queued,
     )  # fmt: skip
-    if queued:
-        done = _behind_its_host(np.diff(done, prepend=0.0), *_queueing(plan, topology, layers, tensors))
+    done = np.maximum(done, through)
     return Prediction("reference", float(done.max(initial=0.0)), np.diff(done, prepend=0.0))
 
 
-def _queueing(plan: TransferPlan, topology: Topology, layers: int, tensors: int) -> tuple[Floats, Floats]:
-    """[L] twice: seconds of the slowest host until a layer's messages are queued, and then until its copies are.
+def _queueing(plan: TransferPlan, topology: Topology, layers: int, tensors: int) -> Floats:
+    """[2, L]: seconds of the slowest host until a layer's messages are queued, and then until its copies are.
 
     A host handles each expert that it sends, receives or copies as often as it has tensors, and once to plan it.
     """
@@ -69,17 +70,8 @@ def _queueing(plan: TransferPlan, topology: Topology, layers: int, tensors: int)
     first += _per_rank(plan.layer, plan.dst_rank, 1 + (sent | aside) * tensors, layers, topology.ranks)
     then = _per_rank(plan.layer, plan.dst_rank, lands * tensors, layers, topology.ranks)
     each = (topology.device.layer_message_us or 0.0) * 1e-6
-    return first.max(axis=1, initial=0.0) * each + topology.device.layer_us * 1e-6, then.max(axis=1, initial=0.0) * each
-
-
-def _behind_its_host(moving: Floats, first: Floats, then: Floats) -> Floats:
-    """[L]: when each layer is done, which takes a GPU `moving` seconds once its host has queued it (`_queueing`)."""
-    host = done = 0.0
-    found = np.zeros(len(moving))
-    for layer, (moves, messages, copies) in enumerate(zip(moving.tolist(), first.tolist(), then.tolist(), strict=True)):
-        done = max(done, host + messages) + moves
-        host += messages + copies
-        found[layer] = done = max(done, host)
+    found: Floats = np.stack([first.max(axis=1, initial=0.0), then.max(axis=1, initial=0.0)]) * each
+    found[0] += topology.device.layer_us * 1e-6
     return found
 
 
@@ -101,7 +93,7 @@ def predict_pipelined(
     nothing = np.zeros((batches, topology.ranks))
     done = _finish(
         plan.select(crossing), batch[crossing], groups[crossing], topology, tensors,
-        _latencies(topology, device.batch_message_us), nothing, barrier=True, curved=not queued,
+        _latencies(topology, device.batch_message_us), np.zeros(batches), nothing, barrier=True, curved=not queued,
     )  # fmt: skip
     moving = np.diff(done, prepend=0.0) + device.batch_us * 1e-6
     packed = _per_rank(batch[crossing], plan.src_rank[crossing], plan.bytes[crossing], batches, topology.ranks)
@@ -161,8 +153,8 @@ def busiest_link(plan: TransferPlan, topology: Topology) -> tuple[str, float]:
 
 
 def _finish(
-    network: TransferPlan, part: Ints, group: Ints, topology: Topology, messages: int, latencies: Floats, after: Floats, *,
-    barrier: bool, curved: bool = True,
+    network: TransferPlan, part: Ints, group: Ints, topology: Topology, messages: int, latencies: Floats,
+    ready: Floats, after: Floats, *, barrier: bool, curved: bool = True,
 ) -> Floats:  # fmt: skip
     from stages.clocks import finish_times
 
@@ -182,6 +174,7 @@ def _finish(
         np.concatenate([sizes for sizes, _ in curves]),
         np.concatenate([seconds for _, seconds in curves]),
         topology.node_gb_per_s * 1e9,
+        ready,
         after,
         barrier,
     )

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stages.cost import busiest_link, link_seconds, predict_pipelined, predict_reference
+from stages.needs import needs_between
+from stages.plan.policies import schedule
+from stages.prediction import predict
 from stages.topology import Device, Link, Links, Topology
 from stages.transfers import Kind, TransferPlan
+from tests.stages.maps import MapPair, map_pairs
 
 GB = 10**9
 INSTANT = Device(1e12, 1e12)
@@ -76,6 +84,51 @@ def test_a_host_queues_layers_ahead_of_its_gpu() -> None:
     assert predict_reference(plan, behind, 2, 3, one_group=True).parts == pytest.approx([4.1 + 3.0, 4.1 + 3.0])
     local = hops((0, 0, 1, 1), kind=Kind.same_gpu)
     assert seconds(local, topology(device=Device(1e12, 1e12, layer_message_us=1e5))) == pytest.approx([0.2 + 0.1])
+
+
+def test_a_layer_of_other_gpus_takes_its_time_once_it_is_queued() -> None:
+    """A tenth of a second each on other GPUs, at once on the GPUs alone; but the second is queued after 5 s."""
+    device = Device(1e12, 1e12, layer_us=2.5e6, layer_message_us=0.0)
+    assert seconds(hops((0, 0, 0, 1), (1, 0, 2, 3)), topology(device=device)) == pytest.approx([2.6, 2.5])
+
+
+@given(map_pairs(max_slots=6), st.sampled_from(["direct", "relay"]), st.sampled_from([None, 0.0, 3.0]))
+@settings(deadline=None, max_examples=60, derandomize=True)
+def test_more_bytes_take_no_less_and_faster_links_and_devices_no_more(
+    pair: MapPair, policy: str, message_us: float | None
+) -> None:
+    tensors = [2 << 20] * 3
+    where = Topology(
+        "t", pair.ranks // pair.gpus_per_node, pair.gpus_per_node, links=Links(Link(300.0, 5.0), Link(50.0, 20.0), 60.0),
+        device=Device(500.0, 300.0, 10.0, 10.0, message_us, message_us),
+    )  # fmt: skip
+    layers, slots = pair.old.shape
+    plan = schedule(policy, needs_between(pair.old, pair.new, pair.ranks), where, layers, sum(tensors), 3, 64).transfers
+    links, device = where.links, where.device
+    faster = [
+        replace(where, links=replace(links, within_node=Link(510.0, 5.0))),
+        replace(where, links=replace(links, between_nodes=Link(85.0, 20.0))),
+        replace(where, links=replace(links, between_nodes=Link(50.0, 10.0))),
+        replace(where, links=replace(links, node_gb_per_s=120.0)),
+        replace(where, device=replace(device, copy_gb_per_s=1000.0)),
+        replace(where, device=replace(device, checksum_gb_per_s=600.0)),
+        replace(where, device=replace(device, layer_us=5.0, batch_us=5.0)),
+    ]
+    for executor in ("reference", "pipelined"):
+
+        def needed(plan: TransferPlan, where: Topology, executor: str = executor) -> float:
+            found = predict(
+                plan, layers, slots, where, tensors, executor=executor, one_group=policy == "direct", staging_mib=64.0
+            )
+            assert (found.parts >= 0).all()
+            assert found.parts.sum() == pytest.approx(found.seconds)
+            return found.seconds
+
+        found = needed(plan, where)
+        assert found * (1 + 1e-9) >= busiest_link(plan, where)[1]
+        assert needed(replace(plan, bytes=plan.bytes * 2), where) >= found * (1 - 1e-9)
+        for other in faster:
+            assert needed(plan, other) <= found * (1 + 1e-9)
 
 
 def test_gpus_of_a_node_share_its_link() -> None:
