@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from mlflow.entities import Run
+from omegaconf import DictConfig
 
 from pipeline import sweep
 from pipeline.cli import main
@@ -64,6 +66,25 @@ def test_points_lie_under_a_parent_that_compares_them(store_file: Path, capsys: 
     assert f"Sweep {parent.info.run_id}; comparison in " in out
     assert out.count("collect  runs") == 1
     assert out.count("collect  cached") == 3
+
+
+def test_equal_points_run_each_with_a_config_of_its_own(
+    store_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra writes into the config of a point: the first of two equal ones takes what was composed to be checked."""
+    composed = []
+    compose = ConfigLoaderImpl.load_sweep_config
+
+    def counted(self: ConfigLoaderImpl, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        composed.append(tuple(sweep_overrides))
+        return compose(self, master_config, sweep_overrides)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", counted)
+    command = [*SWEEP[:2], "model=tiny", "collect=synthetic", "topology=1x2,2x2,1x2", "run.last=collect", SWEEP[-1]]
+    assert main(command) == 0, capsys.readouterr().err
+    assert [row["point"] for row in table_of(Path("swept"))] == ["topology=1x2", "topology=2x2", "topology=1x2"]
+    assert [run.data.tags["moesaic.point"] for run in runs_of(store_file, "run")] == ["0", "1", "2"]
+    assert len(composed) == 4  # three to be checked, and the second of the equal ones to be run
 
 
 def test_points_that_cannot_be_are_in_the_comparison_with_their_cause(
