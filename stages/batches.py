@@ -21,11 +21,13 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from stages.batches_compiled import sequence_of, simulate
+from stages.batches_compiled import Bools, sequence_of, simulate
 from stages.errors import BadInput
 from stages.transfers import Ints, Kind, TransferPlan
 
 NONE = -1
+MOST_MIXED = 8
+"""Layers at once; fewer where staging is small: a cycle that is open parks an expert."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Batches:
 def cut(
     plan: TransferPlan, layers: int, slots: int, ranks: int, *,
     rows: int, at_once: int, at_least: int | None = None, sends_at_once: int = 0, steps: Ints | None = None,
+    gpus_per_node: int | None = None,
 ) -> Batches:  # fmt: skip
     """Batches of `plan` (maps `[L, P]`) for ranks that can stage `rows` experts each, `at_once` of them in one batch.
 
@@ -66,6 +69,10 @@ def cut(
     has arrived is waited for. `sends_at_once` bounds what one rank sends out of its slots in a batch (it packs a copy); 0: no bound. While batch b is checked and
     committed, b + 1 is on its way: staging that b used is free from b + 2 on, and from b + 1 where nothing else fits.
     `steps` `[L]`, ascending: the layers of one step are done before those of the next begin.
+
+    With `gpus_per_node` and more than two ranks layers are mixed, and a batch takes few rows of a rank over its slowest
+    link, so that no rank holds up the others with many at once: in one layer some ranks send all that they hold to
+    other nodes, and some nothing. Where two ranks trade, one receives what the other sends.
 
     Raises `BadInput` for fewer than two rows, which long cycles need, and for a hop that forwards what nobody brings.
     """
@@ -94,9 +101,16 @@ def cut(
     unit_of[order] = np.repeat(np.arange(len(begin) - 1), np.diff(begin))
     src, dst = plan.src_rank[network], plan.dst_rank[network]
     sequence = sequence_of(unit_layer, reads[order[begin[:-1]]], unit_of)
+    step = np.zeros_like(unit_layer) if steps is None else steps[unit_layer]
+    slow, slow_at_once = _over_the_slowest(src, dst, ranks, gpus_per_node), 0
+    early = max(1, rows // 4)
+    mixed = min(MOST_MIXED, rows - 3 - early)
+    if mixed > 1 and slow.any():
+        sequence = _mix(sequence, unit_layer, step, mixed)
+        slow_at_once = _share(slow, src, dst, ranks, at_once)
     stage, commit, row, after = simulate(
-        sequence, np.zeros_like(unit_layer) if steps is None else steps[unit_layer], order, begin, reads, src, dst,
-        ranks, rows, at_once, at_least or at_once, sends_at_once or len(network) + 1,
+        sequence, step, order, begin, reads, src, dst,
+        ranks, rows, at_once, at_least or at_once, sends_at_once or len(network) + 1, slow, slow_at_once, early,
     )  # fmt: skip
 
     whole = Batches(
@@ -108,6 +122,30 @@ def cut(
     )
     _commit_within_ranks(whole, plan, owner, network)
     return whole
+
+
+def _mix(sequence: Ints, layer: Ints, step: Ints, mixed: int) -> Ints:
+    """`sequence` with so many layers of a step at once, each begun when the one so many before is through."""
+    of = layer[sequence]
+    count = np.bincount(of)
+    first = np.cumsum(count) - count
+    through = (np.arange(len(of)) - first[of]) / count[of]
+    return sequence[np.lexsort((of + mixed * through, step[sequence]))]
+
+
+def _over_the_slowest(src: Ints, dst: Ints, ranks: int, gpus_per_node: int | None) -> Bools:
+    """[n]: the rows that cross between nodes; on one node all; none where that is not asked for, or makes no odds."""
+    if gpus_per_node is None or ranks <= 2:
+        return np.zeros(len(src), dtype=np.bool_)
+    crosses = src // gpus_per_node != dst // gpus_per_node
+    return crosses if crosses.any() else ~crosses
+
+
+def _share(slow: Bools, src: Ints, dst: Ints, ranks: int, at_once: int) -> int:
+    """Half the share of `slow` rows in `at_once` (of the rank that has most of them, in all that the busiest receives):
+    a batch is seldom full, and as many as fill it would come to one rank where another has none."""
+    most = max(int(np.bincount(end[slow], minlength=ranks).max()) for end in (src, dst))
+    return -(-at_once * most // (2 * int(np.bincount(dst, minlength=ranks).max())))
 
 
 def _spread(values: Ints, rows: Ints, length: int) -> Ints:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from stages.compiled import compiled, inner
 from stages.transfers import Ints
+
+Bools = npt.NDArray[np.bool_]
 
 
 @compiled
@@ -54,12 +57,17 @@ def sequence_of(layer: Ints, reads: Ints, unit_of: Ints) -> Ints:  # pragma: no 
 def simulate(
     sequence: Ints, step: Ints, order: Ints, begin: Ints, reads: Ints, src: Ints, dst: Ints,
     ranks: int, rows: int, at_once: int, at_least: int, sends_at_once: int,
+    slow: Bools, slow_at_once: int, early: int,
 ) -> tuple[Ints, Ints, Ints, Ints]:  # pragma: no cover  # fmt: skip
     """Stage units in order of `sequence`, each rank as many as it has room for; commit what nobody waits for. Of each
     rank's rows all but one may be parked.
 
     A unit whose ranks have no room is passed over and bars them for the rest of the batch, so that each rank keeps
     its order. [n], [n], [n], [B]: stage, commit and row of each network row, and `after` of each batch.
+
+    With `slow_at_once` a rank sends and receives at most so many of the `slow` rows [n] in a batch, and units that wait
+    for that, or for their sender, bar nobody: those behind them may go first, where a rank has fewer than `early` rows
+    parked. The first that is left is always due, so that there is one that fits.
     """
     count, remaining = len(order), len(sequence)
     stage, commit, row = np.full(count, -1), np.full(count, -1), np.full(count, -1)
@@ -73,6 +81,7 @@ def simulate(
     soon = np.zeros(ranks, dtype=np.int64)  # rows that the batch before gives back
     barred = np.empty(ranks, dtype=np.bool_)
     arriving, leaving = np.zeros(ranks, dtype=np.int64), np.zeros(ranks, dtype=np.int64)
+    entering, exiting = np.zeros(ranks, dtype=np.int64), np.zeros(ranks, dtype=np.int64)
     parked, parking = np.zeros(ranks, dtype=np.int64), np.zeros(ranks, dtype=np.int64)
     lacking = np.bincount(dst, minlength=ranks)
     limit = np.empty(ranks, dtype=np.int64)
@@ -89,7 +98,7 @@ def simulate(
             limit[rank] = min(at_once, max(at_least, (lacking[rank] + 3) // 4))
         for lag in (2, 1):
             arriving[:] = 0
-            leaving[:] = 0
+            leaving[:], entering[:], exiting[:] = 0, 0, 0
             parking[:] = parked
             barred[:] = False
             bars, kept, at = 0, 0, 0
@@ -98,26 +107,31 @@ def simulate(
                 if step[unit] != now:
                     break
                 at += 1
-                fits = True
+                fits, bar = True, slow_at_once == 0
+                most_parked = rows - 1 if slow_at_once == 0 or kept == 0 else early
                 for i in range(begin[unit], begin[unit + 1]):
                     n = order[i]
                     room = free[dst[n]] if lag == 2 else free[dst[n]] + soon[dst[n]]
                     if barred[dst[n]] or arriving[dst[n]] >= min(limit[dst[n]], room):
+                        fits, bar = False, True
+                    if readers[n] and parking[dst[n]] >= most_parked:
                         fits = False
-                    if readers[n] and parking[dst[n]] >= rows - 1:
-                        fits = False
+                    if found and slow_at_once and slow[n]:
+                        fits &= entering[dst[n]] < slow_at_once and exiting[src[n]] < slow_at_once
                 if leaving[src[order[begin[unit]]]] >= sends_at_once:
                     fits = False
                 for i in range(begin[unit], begin[unit + 1]):
                     n = order[i]
                     if fits:
                         arriving[dst[n]] += 1
+                        entering[dst[n]] += slow[n]
+                        exiting[src[n]] += slow[n]
                         parking[dst[n]] += readers[n] > 0
                         if reads[n] >= 0:
                             readers[reads[n]] -= 1
                         chosen[found] = n
                         found += 1
-                    elif not barred[dst[n]]:
+                    elif bar and not barred[dst[n]]:
                         barred[dst[n]] = True
                         bars += 1
                 if fits:

@@ -43,6 +43,7 @@ def predict(
     batches = cut(
         plan, layers, slots, topology.ranks, rows=spent.rows, at_once=spent.at_once, at_least=spent.at_least,
         sends_at_once=spent.packed, steps=np.arange(layers) // (layers_per_step or layers),
+        gpus_per_node=topology.gpus_per_node,
     )  # fmt: skip
     batch = np.where(batches.stage >= 0, batches.stage, np.maximum(batches.commit, 0))
     return predict_pipelined(plan, batch, np.maximum(batches.phase, 0), topology, len(tensors), checked=checked)

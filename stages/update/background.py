@@ -42,7 +42,7 @@ class BackgroundUpdate:
         rows = min(spent.rows, most)
         spent = Budget(max(2, rows), max(1, rows), max(1, rows), spent.packed and max(1, rows))
         self._steps = steps_that_fit(job.plan, job.layers, job.ranks, spent.rows)
-        batches = pipelined.batches_of(job, spent, self._steps)
+        batches = pipelined.batches_of(job, spent, self._steps, None)
         self._program = compile_program(job.plan, batches, rank.rank, job.slots_per_rank)
         # The last batch of each step.
         stage_step = np.zeros(len(batches), dtype=np.int64)

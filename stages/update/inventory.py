@@ -24,7 +24,7 @@ def by_journals(config: UpdateStageConfig, job: Job, transport: str, lost: Seque
     from stages.update.pipelined import batches_of, steps_of
 
     spent = config.staging_budget(transport, job.most_arrivals())
-    batches = batches_of(job, spent, steps_of(job.layers, config.update.layers_per_step))
+    batches = batches_of(job, spent, steps_of(job.layers, config.update.layers_per_step), config.topology.gpus_per_node)
     folder = config.journal_folder(job.digest(spent, batches.digest()))
     if folder is None:
         return None

@@ -80,7 +80,7 @@ def prepare(
     options = config.update
     way = transport_of(rank, options)
     spent = config.staging_budget(way, job.most_arrivals())
-    batches = batches_of(job, spent, steps_of(job.layers, options.layers_per_step))
+    batches = batches_of(job, spent, steps_of(job.layers, options.layers_per_step), config.topology.gpus_per_node)
     digest = job.digest(spent, batches.digest())
     _agree(rank, digest)
     program = compile_program(job.plan, batches, rank.rank, job.slots_per_rank)
@@ -142,12 +142,12 @@ def steps_of(layers: int, layers_per_step: int | None) -> Ints:
     return np.arange(layers) // (layers_per_step or layers)
 
 
-def batches_of(job: Job, spent: Budget, steps: Ints) -> Batches:
+def batches_of(job: Job, spent: Budget, steps: Ints, gpus_per_node: int | None) -> Batches:
     """How all ranks cut the job's plan."""
     return cut(
         job.plan, job.layers, job.slots, job.ranks,
         rows=spent.rows, at_once=spent.at_once, at_least=spent.at_least, sends_at_once=spent.packed,
-        steps=steps,
+        steps=steps, gpus_per_node=gpus_per_node,
     )  # fmt: skip
 
 

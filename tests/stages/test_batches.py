@@ -75,9 +75,9 @@ def check_state(
     )
 
 
-def check(plan: TransferPlan, maps: MapPair, rows: int, at_once: int) -> Batches:
+def check(plan: TransferPlan, maps: MapPair, rows: int, at_once: int, gpus_per_node: int | None = None) -> Batches:
     layers, slots = maps.old.shape
-    batches = cut(plan, layers, slots, maps.ranks, rows=rows, at_once=at_once)
+    batches = cut(plan, layers, slots, maps.ranks, rows=rows, at_once=at_once, gpus_per_node=gpus_per_node)
     network = plan.network
     assert (batches.stage[network] >= 0).all()
     assert (batches.stage[~network] == -1).all()
@@ -98,7 +98,51 @@ def test_every_read_finds_old_content_and_every_slot_is_filled(maps: MapPair, ro
     if relays:
         plan = relayed(plan, maps.ranks)
     for at_once in {1, max(1, rows // 2), rows}:
-        check(plan, maps, rows, at_once)
+        for gpus_per_node in (None, maps.gpus_per_node):
+            check(plan, maps, rows, at_once, gpus_per_node)
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(
+    st.integers(0, 10**6), st.integers(2, 4), st.integers(1, 3), st.integers(1, 5), st.integers(5, 12), st.booleans()
+)
+def test_layers_that_are_mixed_fit_as_well(
+    seed: int, nodes: int, gpus_per_node: int, per_rank: int, rows: int, relays: bool
+) -> None:
+    """Permutations, which need most room: every expert is held once, and many cycles are open at once."""
+    ranks = nodes * gpus_per_node
+    rng = np.random.default_rng(seed)
+    old, new = (rng.permuted(contiguous_map(12, ranks * per_rank, ranks * per_rank), axis=1) for _ in range(2))
+    plan = direct_transfers(old, new, ranks, gpus_per_node, 1)
+    if relays:
+        plan = relayed(plan, ranks)
+    for at_once in (1, rows // 3, rows):
+        check(plan, MapPair(old, new, ranks * per_rank, ranks, gpus_per_node), rows, max(1, at_once), gpus_per_node)
+
+
+def test_no_rank_holds_up_the_others_with_many_crossings_at_once() -> None:
+    """In each layer one rank of either node trades all that it holds with the other node; the rest stays on its own."""
+    ranks, per_rank, layers, gpus = 8, 6, 16, 4
+    old = contiguous_map(layers, ranks * per_rank, ranks * per_rank)
+    new = old.copy().reshape(layers, ranks, per_rank)
+    for layer in range(layers):
+        pair = [layer % gpus, gpus + layer % gpus]
+        new[layer, pair] = new[layer, pair[::-1]]
+        for node in range(2):
+            rest = [rank for rank in range(node * gpus, (node + 1) * gpus) if rank not in pair]
+            new[layer, rest] = new[layer, np.roll(rest, 1)]
+    maps = MapPair(old, new.reshape(layers, -1), ranks * per_rank, ranks, gpus)
+    plan = direct_transfers(maps.old, maps.new, ranks, gpus, 1)
+    crosses = plan.network & (plan.src_rank // gpus != plan.dst_rank // gpus)
+    busiest = {}
+    for gpus_per_node in (None, gpus):
+        batches = check(plan, maps, 24, 6, gpus_per_node)
+        crossings = np.zeros((len(batches), ranks), dtype=int)
+        np.add.at(crossings, (batches.stage[crosses], plan.dst_rank[crosses]), 1)
+        busiest[gpus_per_node] = int(crossings.max(axis=1).sum())
+    least = per_rank * layers // gpus
+    assert busiest[None] == 4 * least
+    assert busiest[gpus] <= 1.25 * least
 
 
 @pytest.mark.parametrize("length", [2, 3, 17])

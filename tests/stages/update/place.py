@@ -91,7 +91,7 @@ class Place:
         return error, read_holdings(self.folder / f"run{self.count}" / "journal.json")
 
     def batches(self) -> Batches:
-        return batches_of(self.job, self.budget, steps_of(self.job.layers, None))
+        return batches_of(self.job, self.budget, steps_of(self.job.layers, None), self.config.topology.gpus_per_node)
 
     @property
     def budget(self) -> Budget:

@@ -69,7 +69,7 @@ def test_each_rank_holds_what_its_own_journal_says(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     job, config = job_of(CASE, 4), config_of(CASE, 4)
     spent = config.staging_budget("gloo", job.most_arrivals())
-    batches = batches_of(job, spent, steps_of(job.layers, None))
+    batches = batches_of(job, spent, steps_of(job.layers, None), config.topology.gpus_per_node)
     fresh = by_journals(config, job, "gloo", ())
     assert fresh is not None
     assert (fresh.committed, fresh.physical_to_logical_map) == ([None] * 4, job.old.tolist())

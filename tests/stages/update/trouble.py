@@ -166,8 +166,8 @@ def other_batches(rank: Rank, trouble: Trouble, kept: list[Weights]) -> Hooks:
     """The rank cuts the plan in another way."""
     batches_of = pipelined.batches_of
 
-    def cut_otherwise(job: Job, spent: Budget, steps: np.ndarray) -> Batches:
-        return batches_of(job, replace(spent, rows=spent.rows + 1), steps)
+    def cut_otherwise(job: Job, spent: Budget, steps: np.ndarray, gpus_per_node: int | None) -> Batches:
+        return batches_of(job, replace(spent, rows=spent.rows + 1), steps, gpus_per_node)
 
     pipelined.batches_of = cut_otherwise
     return Hooks()
