@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 MOST = 200
 """Configs that are kept; the points of a larger sweep, and those that other processes run, are composed again."""
@@ -21,8 +21,10 @@ def composed_once() -> Iterator[None]:
 
     def load_sweep_config(self: ConfigLoaderImpl, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         point = tuple(sweep_overrides)
-        if point in kept:
-            return kept.pop(point)
+        earlier = kept.pop(point, None)
+        ran = earlier is not None and OmegaConf.is_readonly(earlier.hydra)  # a search may try a point twice
+        if earlier is not None and not ran:
+            return earlier
         config = compose(self, master_config, sweep_overrides)
         if len(kept) < MOST:
             kept[point] = config

@@ -122,6 +122,14 @@ def test_a_sweep_goes_on_after_a_point_that_cannot_be(here: Path, capsys: pytest
     assert "1 of the sweep's runs failed" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_search_may_try_a_point_twice(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "place.redundant_experts=choice(2)"]
+    together = ["hydra.sweeper.n_jobs=3", f"hydra.sweep.dir={here}/sweep"]
+    assert main(["run", "-m", *TINY, *search, *together]) == 0, capsys.readouterr().err
+    assert [summary(here / "sweep" / str(n))["status"] for n in range(3)] == ["done"] * 3
+
+
 def test_status_and_export(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status"]) == 2
     assert "has no experiment 'moesaic' yet" in capsys.readouterr().err
