@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import upkeep
@@ -20,6 +22,9 @@ ENGINES = ("sglang", "vllm", "trtllm", "ascend", "omni")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; `arguments` default to the process's. The exit code (see the design: 0, 1, 2, 3)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who called
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (until the process ends)
     given = list(sys.argv[1:] if arguments is None else arguments)
     gc.set_threshold(50_000, 20, 50)  # importing makes many objects that stay: collecting them costs a tenth of it
     if given[:1] == ["run"]:  # Hydra parses what follows, flags included
@@ -196,8 +201,6 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from pipeline.export import export
 
     print(export(_store(options), options.run, options.to, Path(options.out), options.layer_updates_per_iter))
@@ -212,8 +215,6 @@ def _ui(options: argparse.Namespace) -> int:
 
 def _doctor(options: argparse.Namespace) -> int:
     if options.calibrate is not None:
-        from pathlib import Path
-
         from pipeline.calibration import calibrate
 
         told = calibrate(Path(options.calibrate), options.nodes, options.gpus_per_node, options.backend)

@@ -17,7 +17,7 @@ from pipeline.checkpoint import Hit, Miss, look_up
 from pipeline.declaration import RunOptions, StageSpec, needed, selection
 from pipeline.folder import check_target, ours, owned
 from pipeline.keys import KeyParts, Manifest, cacheable, environment, key_parts, write_manifest
-from pipeline.lifecycle import Terminated, birth_tags, ending_raises, heartbeat, signals_held
+from pipeline.lifecycle import Terminated, birth_tags, cause_of, ending_raises, heartbeat, signals_held
 from pipeline.orphans import reap_orphans
 from pipeline.outbox import is_outage, suppress_outage
 from pipeline.points import Point, identity
@@ -30,7 +30,7 @@ from pipeline.store import open_store, remove
 from pipeline.summary import StageState, Summary, write_summary
 from stages import paths
 from stages.contract import StageResult
-from stages.errors import BadInput, MoesaicError, sentence_of
+from stages.errors import BadInput, MoesaicError
 
 INTERRUPTS = (KeyboardInterrupt, Terminated, SystemExit)
 
@@ -125,7 +125,7 @@ def _recorded(request: Request, store: SealedStore, root: Root, summary: Summary
             except BaseException as error:
                 status = "KILLED" if isinstance(error, INTERRUPTS) else "FAILED"
                 summary.status = "failed"
-                summary.cause = str(error) if isinstance(error, Terminated) else sentence_of(error)
+                summary.cause = cause_of(error)
                 exit_code = getattr(error, "exit_code", 1)
                 raise
             finally:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -120,6 +123,77 @@ def test_a_sweep_goes_on_after_a_point_that_cannot_be(here: Path, capsys: pytest
     assert states == ["done", "failed", "done"]
     assert summary(here / "sweep" / "2")["stages"]["collect"]["state"] == "cached"  # type: ignore[index]
     assert "1 of the sweep's runs failed" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("raised", "sentence"),
+    [
+        (OSError(28, "No space left on device", "x"), "No space left on device: x (make room there,"),
+        (OSError(28, "No space left on device", "from", None, "to"), "No space left on device: to (make room there,"),
+        (BrokenPipeError(32, "Broken pipe"), "Broken pipe (nobody reads what is written any more;"),
+        (MemoryError("23 TiB"), "There is not enough memory for this (23 TiB): make it smaller,"),
+        (RuntimeError("a bug"), "RuntimeError: a bug"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_a_run_dies_of_it_does_not_exit_0(
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+    sentence: str,
+) -> None:
+    def fails(**options: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("stages.collect.stage.generate", fails)
+    assert main(["run", *TINY, "log=json", f"hydra.run.dir={here}/one"]) == 1
+    captured = capsys.readouterr()
+    assert sentence in captured.err.splitlines()[-1]
+    assert ("Traceback" in captured.err) == isinstance(raised, RuntimeError)
+    assert json.loads(captured.out.splitlines()[-1])["exit_code"] == 1
+    assert summary(here / "one")["status"] == "failed"
+
+
+def test_a_command_whose_output_is_closed_does_what_it_was_asked_for(here: Path) -> None:
+    command = f"{sys.executable} -m pipeline.cli run {' '.join(TINY)} hydra.run.dir={here}/one >&-"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, shell=True, cwd=here, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert summary(here / "one")["status"] == "done"
+
+
+def test_a_signal_while_the_config_is_composed_is_no_mistake_in_it(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from omegaconf import OmegaConf, open_dict
+
+    from pipeline import app
+
+    def interrupted(**options: object) -> object:
+        config = OmegaConf.create({"a": {"b": 1}})
+        OmegaConf.set_struct(config, True)
+        try:
+            with open_dict(config):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+        finally:
+            OmegaConf.create({"c": "${gone}"}).c  # noqa: B018 (as a library that cleans up may)
+        return None
+
+    monkeypatch.setattr(app.hydra, "main", interrupted)
+    assert main(["run", *TINY]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("Ended by SIGTERM: the same command continues")
+
+
+def test_a_search_for_what_no_run_measures_says_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "place.redundant_experts=choice(0,2)"]
+    overrides = [*TINY, *search, "sweep.objectives=[place.nothing]", f"hydra.sweep.dir={here}/sweep"]
+    assert main(["run", "-m", *overrides]) == 2
+    captured = capsys.readouterr().err
+    assert captured.splitlines()[-1].startswith("sweep.objectives: the run has no place.nothing; it has ")
+    assert "Traceback" not in captured
 
 
 def test_a_search_may_try_a_point_twice(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
