@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline import facts, record, sync
+from pipeline.addresses import options_for
 from pipeline.checkpoint import Hit, Miss, look_up
 from pipeline.declaration import RunOptions, StageSpec, needed, selection
 from pipeline.folder import check_target, ours, owned
@@ -68,7 +69,7 @@ def run_pipeline(request: Request) -> Summary:
     if request.point is None:  # of a sweep, its own run does
         with suppress_outage():
             reap_orphans(store)
-    summary = Summary(run_id=None)
+    summary = Summary(run_id=None, options=options_for(store.uri, store.experiment))
     with owned(request.directory, patient=request.point is not None):
         store = store.kept_in(request.directory, request.view.remark)
         sync.deliver_before(store, request.directory)
@@ -116,8 +117,7 @@ def _recorded(request: Request, store: SealedStore, root: Root, summary: Summary
     if request.point:
         tags |= {**request.point.tags(), "identity": identity}
     with ending_raises():
-        started = record.start_run(store, request.config, request.overrides, tags, parent)
-        summary.run_id = run_id = started
+        summary.run_id = run_id = record.start_run(store, request.config, request.overrides, tags, parent)
         status, exit_code = "FINISHED", 0
         with heartbeat(store, run_id, beat, lambda: noted(request.directory)):
             try:

@@ -90,6 +90,14 @@ def test_a_run_leaves_what_the_design_says(here: Path, capsys: pytest.CaptureFix
         (["hydra/launcher=ray", "-m"], 2, "hydra/launcher=ray is not installed: pip install 'moesaic[ray]' brings it."),
         (["--config-dir", "cfg", "place=mine"], 2, "mine.yaml, line 2 is no YAML: "),
         (["tracking.uri=sqlite:////proc/x.db"], 1, "The tracking store cannot be made: "),
+        (["topology.gpus_per_node=1000000"], 2, "are 1,000,000 ranks: at most 16,384 can be planned for"),
+        (
+            ["place.redundant_experts=1000000", "run.last=place"],
+            2,
+            "place.redundant_experts=1000000 is more than there is a use for: with 8 each of the 2 ranks holds all 8",
+        ),
+        (["seed=99999999999999999999"], 2, "it must be at most 9223372036854775807, which 64 bits hold."),
+        (["tracking.uri=foo://bar"], 2, "foo://bar is no address of a tracking store: sqlite:///FILE,"),
         (["seed=1", "-m", "run.last=nothing"], 2, "run.last=nothing is no stage"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -294,6 +302,26 @@ def test_the_last_line_names_a_command_that_the_shell_finds(tmp_path: Path, monk
         (["completion", "tcsh"], 2, "choose from"),
         (["status", "--tracking-uri", "sqlite:///{here}/junk.db"], 1, "cannot be used"),
         (["export", "0", "--to", "sglang", "--out", "{here}"], 2, "name a file in a folder that exists"),
+        (["status", "--tracking-uri", "foo://bar"], 2, "foo://bar is no address of a tracking store: sqlite:///FILE,"),
+        (["status", "--tracking-uri", "mlruns"], 2, "mlruns is no address of a tracking store: sqlite:///FILE,"),
+        (["gc", "--older-than", "soon"], 2, "soon is no number of days"),
+        (
+            ["export", "0", "--to", "trtllm", "--out", "x.yaml", "--layer-updates-per-iter", "x"],
+            2,
+            "x is no whole number",
+        ),
+        (["doctor", "--nodes", "2"], 2, "--nodes and --gpus-per-node are for --calibrate: give it too."),
+        (["sync", "--tracking", "nosql"], 2, "choose from"),
+        (
+            ["ui", "--tracking", "server", "--tracking-uri", "sqlite:///x.db"],
+            2,
+            "--tracking-uri sqlite:///x.db is no address for --tracking server: http://HOST:PORT or https://…",
+        ),
+        (
+            ["status", "--tracking-uri", "http://127.0.0.1:9"],
+            1,
+            "The tracking store http://127.0.0.1:9 cannot be used: nobody answers there; start the server, or name",
+        ),
     ],
 )
 def test_bad_arguments_get_one_sentence(
