@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.store import TAG, Store
 from stages.errors import sentence_of
@@ -27,7 +27,11 @@ ENDS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP arrived. Not an Exception, so that nothing swallows it."""
+    """SIGTERM or SIGHUP, `number`, arrived. Not an Exception, so that nothing swallows it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"Ended by {signal.Signals(number).name}: the same command continues after the last stage.")
+        self.number = number
 
 
 @contextmanager
@@ -40,24 +44,35 @@ def ending_raises() -> Iterator[None]:
 
     def handler(number: int, frame: FrameType | None) -> None:
         if _importing_torch():
-            later = threading.Timer(LATER_SECONDS, signal.raise_signal, [number])
-            later.daemon = True
-            later.start()
+            _again_later(number)
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
         else:
-            raise Terminated(
-                f"Ended by {signal.Signals(number).name}: the same command continues after the last stage."
-            )
+            raise Terminated(number)
+
+    def unraisable(lost: Any) -> None:
+        """Of a signal that arrived where Python ignores exceptions, like in a `__del__`: it would be lost."""
+        if isinstance(lost.exc_value, Terminated | KeyboardInterrupt):
+            _again_later(getattr(lost.exc_value, "number", signal.SIGINT))
+        else:
+            ignored(lost)
 
     # Where Ctrl-C is ignored, or somebody else's, it stays so.
     ctrl_c = (signal.SIGINT,) if signal.getsignal(signal.SIGINT) is signal.default_int_handler else ()
     before = {number: signal.signal(number, handler) for number in (*ENDS, *ctrl_c)}
+    ignored, sys.unraisablehook = sys.unraisablehook, unraisable
     try:
         yield
     finally:
+        sys.unraisablehook = ignored
         for number, earlier in before.items():
             signal.signal(number, earlier)
+
+
+def _again_later(number: int) -> None:
+    later = threading.Timer(LATER_SECONDS, signal.raise_signal, [number])
+    later.daemon = True
+    later.start()
 
 
 def cause_of(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.lifecycle import birth_tags, heartbeat, signals_held
+from pipeline.lifecycle import Terminated, birth_tags, ending_raises, heartbeat, signals_held
 from pipeline.orphans import reap_orphans
 from pipeline.store import Store
 from pipeline.summary import read_summary
@@ -144,6 +144,26 @@ with ending_raises():
     assert done.stdout.split() == ["numpy._core._methods", "imported"]
     assert done.returncode == code
     assert last in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_not_lost_where_python_ignores_exceptions(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    class Deleted:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+            sum(range(1000))
+
+    def works() -> None:
+        Deleted()
+        time.sleep(20)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with ending_raises(), pytest.raises((Terminated, KeyboardInterrupt)):
+            works()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_live_run_of_this_host_is_never_touched(toy: Toy) -> None:
