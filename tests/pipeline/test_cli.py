@@ -204,6 +204,15 @@ def test_a_search_for_what_no_run_measures_says_so(here: Path, capsys: pytest.Ca
     assert "Traceback" not in captured
 
 
+def test_a_search_needs_a_direction_for_each_objective(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.direction=[maximize,minimize]", f"hydra.sweep.dir={here}/sweep"]
+    assert main(["run", "-m", *TINY, *search, "place.redundant_experts=choice(0,2)"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("sweep.objectives has 1 metrics and hydra.sweeper.direction 2: give as many of each")
+    assert not list(here.glob("sweep/*/summary.json"))
+
+
 def test_a_search_may_try_a_point_twice(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "place.redundant_experts=choice(2)"]
