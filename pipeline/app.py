@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pipeline import attached, sweep
 from pipeline.composing import composed_once
 from pipeline.config_errors import config_sentence, flags_first, yaml_sentence
 from pipeline.credentials import refuse_in
-from pipeline.lifecycle import Terminated, ending_raises
+from pipeline.lifecycle import Terminated, cause_of, ended_by, ending_raises
 from pipeline.points import Point
 from pipeline.progress import json_lines
 from pipeline.progress.view import Lines, View, log_asked, open_view, view_without_run
@@ -32,6 +32,8 @@ from pipeline.summary import Summary
 from pipeline.worker import at_work
 from stages.errors import BadInput, MoesaicError, sentence_of
 
+NO_TRIAL = "No trials are completed"
+"""What Optuna says where every point failed."""
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
@@ -51,31 +53,38 @@ def run(arguments: list[str]) -> int:
             return followed
         with ending_raises(), composed_once():
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(point)()
-        code = max((getattr(error, "exit_code", 1) for error in failures), default=0)
         if _alone:
             raise _alone.pop()
+        worst = max((getattr(error, "exit_code", 1) for error in failures), default=0)
         if ended := sweep.close():  # which has not seen how points ended that could not tell it the store
-            code, cause = max(code, ended.exit_code), ended.cause or (sentence_of(failures[-1]) if failures else "")
+            worst, cause = max(worst, ended.exit_code), ended.cause or (sentence_of(failures[-1]) if failures else "")
             view_without_run(arguments).comparison(ended.comparison, ended.run_id, ended.directory)
         elif failures:  # of a sweep that was not to run
             cause = f"{len(failures)} of the sweep's points cannot run, the last for: {sentence_of(failures[-1])}"
+        code = worst
     except (HydraException, OmegaConfBaseException, BadInput) as error:
         code, cause = BadInput.exit_code, config_sentence(error)
+        if end := ended_by(error):
+            code, cause = 1, cause_of(end)
     except MoesaicError as error:
         code, cause = error.exit_code, sentence_of(error)
     except sweep.Refused as refused:
         code, cause = refused.error.exit_code, sentence_of(refused.error)
-    except Terminated as error:
-        cause = str(error)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except YAMLError as error:
         code, cause = BadInput.exit_code, yaml_sentence(error)
-    except (KeyboardInterrupt, OSError) as error:
-        cause = sentence_of(error)
-    except Exception as error:  # a bug, or a library's: where it happened, then what
-        traceback.print_exc()
-        cause = sentence_of(error)
+    except (KeyboardInterrupt, Terminated, OSError, MemoryError) as error:
+        cause = cause_of(error)
+    except Exception as error:
+        if end := ended_by(error):
+            cause = cause_of(end)
+        elif failures and NO_TRIAL in str(error):  # why is known better
+            sweep.close()
+            code, cause = getattr(failures[-1], "exit_code", 1), sentence_of(failures[-1])
+        else:  # a bug, or a library's: where it happened, then what
+            traceback.print_exc()
+            cause = sentence_of(error)
     finally:
         sys.argv = before
         sweep.close("The sweep was ended before its last point: the same command continues it.")
@@ -83,7 +92,8 @@ def run(arguments: list[str]) -> int:
     if cause:
         _last_line(cause)
         if log_asked(arguments) == "json":
-            json_lines.end(code, cause)
+            with suppress(OSError):  # nobody reads it
+                json_lines.end(code, cause)
     return code
 
 
@@ -110,7 +120,13 @@ def point(config: DictConfig) -> Any:
         (failures if swept else _alone).append(error)
         return None
     searches = swept and runtime.sweeper.get("_target_") != BASIC_SWEEPER
-    return objectives(summary, sweep_options(config).objectives) if searches else None
+    if not searches:
+        return None
+    try:
+        return objectives(summary, sweep_options(config).objectives)
+    except BadInput as error:
+        failures.append(error)
+        return None
 
 
 def _run(config: DictConfig, swept: Point | None) -> Summary:
@@ -130,17 +146,17 @@ def _run(config: DictConfig, swept: Point | None) -> Summary:
     return summary
 
 
-def objectives(summary: Summary, names: list[str]) -> float | list[float] | None:
-    """What the sweeper is told. None, which it takes for a failure, where a metric is not there."""
+def objectives(summary: Summary, names: list[str]) -> float | list[float]:
+    """What the sweeper is told. Raises `BadInput` where a metric is not there."""
     metrics = {f"{stage}.{name}": v for stage, state in summary.stages.items() for name, v in state.metrics.items()}
     if missing := [name for name in names if name not in metrics]:
-        sys.stderr.write(f"sweep.objectives: the run has no {missing[0]}; it has {', '.join(metrics) or 'nothing'}.\n")
-        return None
+        raise BadInput(f"sweep.objectives: the run has no {missing[0]}; it has {', '.join(metrics) or 'nothing'}.")
     values = [metrics[name] for name in names]
     return values[0] if len(values) == 1 else values
 
 
 def _last_line(text: str) -> None:
-    sys.stdout.flush()
+    with suppress(OSError):  # nobody reads it, or its disk is full
+        sys.stdout.flush()
     sys.stderr.write(" ".join(text.split()) + "\n")
     sys.stderr.flush()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import upkeep
-from stages.errors import MoesaicError, sentence_of
+from pipeline.addresses import CHOICES, EXPERIMENT, from_command_line
+from stages.errors import BadInput, MoesaicError, sentence_of
 
 if TYPE_CHECKING:
     from pipeline.store import Store
@@ -20,6 +23,9 @@ ENGINES = ("sglang", "vllm", "trtllm", "ascend", "omni")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; `arguments` default to the process's. The exit code (see the design: 0, 1, 2, 3)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who called
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (until the process ends)
     given = list(sys.argv[1:] if arguments is None else arguments)
     gc.set_threshold(50_000, 20, 50)  # importing makes many objects that stay: collecting them costs a tenth of it
     if given[:1] == ["run"]:  # Hydra parses what follows, flags included
@@ -101,7 +107,10 @@ def _parser() -> argparse.ArgumentParser:
     audit, compare = _audit_parser(commands), _compare_parser(commands)
     for command in (status, export, ui, doctor, audit, compare, *upkeep.commands(commands)):
         command.add_argument("--tracking-uri", metavar="URI", help="the store (default: as `moesaic run` takes it)")
-        command.add_argument("--experiment", default="moesaic", help="the MLflow experiment (default: moesaic)")
+        command.add_argument(
+            "--tracking", choices=CHOICES, default="default", help="which store, as `moesaic run tracking=…` finds it"
+        )
+        command.add_argument("--experiment", default=EXPERIMENT, help=f"the MLflow experiment (default: {EXPERIMENT})")
     return parser
 
 
@@ -178,10 +187,9 @@ def _count(text: str) -> int:
 
 
 def _updates(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative")
-    return value
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 on")
+    return int(text)
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -196,8 +204,6 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from pipeline.export import export
 
     print(export(_store(options), options.run, options.to, Path(options.out), options.layer_updates_per_iter))
@@ -207,30 +213,30 @@ def _export(options: argparse.Namespace) -> int:
 def _ui(options: argparse.Namespace) -> int:
     from pipeline.ui import serve
 
-    return serve(options.tracking_uri, options.experiment, options.port)
+    return serve(from_command_line(options.tracking_uri, options.tracking), options.experiment, options.port)
 
 
 def _doctor(options: argparse.Namespace) -> int:
     if options.calibrate is not None:
-        from pathlib import Path
-
         from pipeline.calibration import calibrate
 
         told = calibrate(Path(options.calibrate), options.nodes, options.gpus_per_node, options.backend)
         if told is not None:
             print(told)
         return 0
+    if options.nodes or options.gpus_per_node:
+        raise BadInput("--nodes and --gpus-per-node are for --calibrate: give it too.")
     from pipeline.doctor import examine, render
 
-    findings = examine(options.tracking_uri)
+    findings = examine(from_command_line(options.tracking_uri, options.tracking))
     print(render(findings, as_json=options.json))
     return 0 if all(finding.ok for finding in findings if finding.needed) else 1
 
 
 def _store(options: argparse.Namespace) -> Store:
-    from pipeline.store import Store, tracking_uri
+    from pipeline.store import Store
 
-    return Store(tracking_uri(options.tracking_uri), options.experiment, create=False)
+    return Store(from_command_line(options.tracking_uri, options.tracking), options.experiment, create=False)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from pipeline.credentials import hidden
-from pipeline.store import SQLITE, tracking_uri
+from pipeline.store import SQLITE
 from stages.errors import MoesaicError
 
 
@@ -28,7 +28,7 @@ class Finding:
     needed: bool = False
 
 
-def examine(uri: str | None) -> list[Finding]:
+def examine(uri: str) -> list[Finding]:
     return [_python(), *_torch(), *_gpus(), _links(), _memory(), _shared_memory(), _store(uri)]
 
 
@@ -108,8 +108,7 @@ def _shared_memory() -> Finding:
     return Finding("/dev/shm", free > 64, f"{free:,.0f} MB free", remedy)
 
 
-def _store(uri: str | None) -> Finding:
-    where = tracking_uri(uri)
+def _store(where: str) -> Finding:
     if where.startswith(SQLITE) and not Path(where.removeprefix(SQLITE)).exists():
         return Finding("tracking store", True, f"{where} (the first run makes it)")
     try:

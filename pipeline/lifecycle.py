@@ -5,43 +5,95 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.store import TAG, Store
+from stages.errors import sentence_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 MISSED_BEATS = 8
 HANGS_SECONDS = 5  # a beat may wait for a store that does not answer
+LATER_SECONDS = 0.1
+ENDS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP arrived. Not an Exception, so that nothing swallows it."""
+    """SIGTERM or SIGHUP, `number`, arrived. Not an Exception, so that nothing swallows it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"Ended by {signal.Signals(number).name}: the same command continues after the last stage.")
+        self.number = number
 
 
 @contextmanager
 def ending_raises() -> Iterator[None]:
-    """Within the block SIGTERM and SIGHUP raise `Terminated` in the main thread."""
+    """Within the block SIGTERM and SIGHUP raise `Terminated` in the main thread, as Ctrl-C does `KeyboardInterrupt`, but
+    none of them while torch is being imported: they wait until it is."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handler(number: int, frame: FrameType | None) -> None:
-        raise Terminated(f"Ended by {signal.Signals(number).name}: the same command continues after the last stage.")
+        if _importing_torch():
+            _again_later(number)
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            raise Terminated(number)
 
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+    def unraisable(lost: Any) -> None:
+        """Of a signal that arrived where Python ignores exceptions, like in a `__del__`: it would be lost."""
+        if isinstance(lost.exc_value, Terminated | KeyboardInterrupt):
+            _again_later(getattr(lost.exc_value, "number", signal.SIGINT))
+        else:
+            ignored(lost)
+
+    # Where Ctrl-C is ignored, or somebody else's, it stays so.
+    ctrl_c = (signal.SIGINT,) if signal.getsignal(signal.SIGINT) is signal.default_int_handler else ()
+    before = {number: signal.signal(number, handler) for number in (*ENDS, *ctrl_c)}
+    ignored, sys.unraisablehook = sys.unraisablehook, unraisable
     try:
         yield
     finally:
+        sys.unraisablehook = ignored
         for number, earlier in before.items():
             signal.signal(number, earlier)
+
+
+def _again_later(number: int) -> None:
+    later = threading.Timer(LATER_SECONDS, signal.raise_signal, [number])
+    later.daemon = True
+    later.start()
+
+
+def cause_of(error: BaseException) -> str:
+    """One sentence for what ended a run or a stage."""
+    return str(error) if isinstance(error, Terminated) else sentence_of(error)
+
+
+def _importing_torch() -> bool:
+    """Its C++ imports Python modules too: an exception there is lost, or aborts the process."""
+    return bool(getattr(getattr(sys.modules.get("torch"), "__spec__", None), "_initializing", False))
+
+
+def ended_by(error: BaseException) -> BaseException | None:
+    """The Ctrl-C or the end of the process in whose wake `error` was raised: a library that cleans up may raise
+    something else."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, Terminated | KeyboardInterrupt):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from pipeline import facts
 from pipeline.declaration import StageSpec
 from pipeline.keys import KeyParts
-from pipeline.lifecycle import Terminated
+from pipeline.lifecycle import Terminated, cause_of
 from pipeline.outbox import suppress_outage
 from pipeline.seal import SEAL_TAG, SealedStore
 from pipeline.store import NOTE, Store
@@ -24,7 +24,7 @@ from pipeline.story import RUN_NAME, STARTED, now, padded, run_note
 from pipeline.summary import Summary
 from stages import paths
 from stages.contract import Dataset, StageResult
-from stages.errors import MoesaicError, sentence_of
+from stages.errors import MoesaicError
 from stages.temporary import temporary_folder
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def stage_run(
         yield stage
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt | Terminated | SystemExit)
-        cause = str(error) if isinstance(error, Terminated) else sentence_of(error)
+        cause = cause_of(error)
         note = error.result.note if isinstance(error, MoesaicError) and error.result else ""
         ended = {**stage.tags, NOTE: f"**{cause}**\n\n{note}"}
         store.finish(stage.run_id, "KILLED" if killed else "FAILED", metrics=stage.metrics, tags=ended)

@@ -13,11 +13,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline import facts, record, sync
+from pipeline.addresses import options_for
 from pipeline.checkpoint import Hit, Miss, look_up
 from pipeline.declaration import RunOptions, StageSpec, needed, selection
 from pipeline.folder import check_target, ours, owned
 from pipeline.keys import KeyParts, Manifest, cacheable, environment, key_parts, write_manifest
-from pipeline.lifecycle import Terminated, birth_tags, ending_raises, heartbeat, signals_held
+from pipeline.lifecycle import Terminated, birth_tags, cause_of, ending_raises, heartbeat, signals_held
 from pipeline.orphans import reap_orphans
 from pipeline.outbox import is_outage, suppress_outage
 from pipeline.points import Point, identity
@@ -30,7 +31,7 @@ from pipeline.store import open_store, remove
 from pipeline.summary import StageState, Summary, write_summary
 from stages import paths
 from stages.contract import StageResult
-from stages.errors import BadInput, MoesaicError, sentence_of
+from stages.errors import BadInput, MoesaicError
 
 INTERRUPTS = (KeyboardInterrupt, Terminated, SystemExit)
 
@@ -68,7 +69,7 @@ def run_pipeline(request: Request) -> Summary:
     if request.point is None:  # of a sweep, its own run does
         with suppress_outage():
             reap_orphans(store)
-    summary = Summary(run_id=None)
+    summary = Summary(run_id=None, options=options_for(store.uri, store.experiment))
     with owned(request.directory, patient=request.point is not None):
         store = store.kept_in(request.directory, request.view.remark)
         sync.deliver_before(store, request.directory)
@@ -116,8 +117,7 @@ def _recorded(request: Request, store: SealedStore, root: Root, summary: Summary
     if request.point:
         tags |= {**request.point.tags(), "identity": identity}
     with ending_raises():
-        started = record.start_run(store, request.config, request.overrides, tags, parent)
-        summary.run_id = run_id = started
+        summary.run_id = run_id = record.start_run(store, request.config, request.overrides, tags, parent)
         status, exit_code = "FINISHED", 0
         with heartbeat(store, run_id, beat, lambda: noted(request.directory)):
             try:
@@ -125,7 +125,7 @@ def _recorded(request: Request, store: SealedStore, root: Root, summary: Summary
             except BaseException as error:
                 status = "KILLED" if isinstance(error, INTERRUPTS) else "FAILED"
                 summary.status = "failed"
-                summary.cause = str(error) if isinstance(error, Terminated) else sentence_of(error)
+                summary.cause = cause_of(error)
                 exit_code = getattr(error, "exit_code", 1)
                 raise
             finally:

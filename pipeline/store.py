@@ -109,6 +109,11 @@ class Store:
             raise self._unusable(error) from error
 
     def _unusable(self, error: Exception) -> MoesaicError:
+        if "NewConnectionError" in str(error):
+            return MoesaicError(
+                f"The tracking store {hidden(self.uri)} cannot be used: nobody answers there; start the server, or name "
+                "another store (tracking.uri, --tracking-uri or MLFLOW_TRACKING_URI)."
+            )
         return MoesaicError(f"The tracking store {hidden(self.uri)} cannot be used: {hidden(sentence_of(error))}")
 
     def _experiment(self, artifact_location: str | None, create: bool) -> str:

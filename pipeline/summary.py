@@ -26,13 +26,14 @@ class StageState:
 @dataclass
 class Summary:
     """`status`: verified, done, dry_run or failed; `cause`: one sentence if it failed. `before`: an earlier start of the
-    sweep came to it."""
+    sweep came to it. `options`: what `moesaic ui` and others must be given to find its store."""
 
     run_id: str | None
     stages: dict[str, StageState] = field(default_factory=dict)
     status: str = "failed"
     cause: str | None = None
     before: bool = False
+    options: str = ""
 
     def conclude(self, *, dry_run: bool) -> None:
         """Set the status of a run that did all it was asked for."""
@@ -45,7 +46,7 @@ class Summary:
 
 def write_summary(folder: Path, summary: Summary) -> Path:
     value = asdict(summary)
-    del value["before"]
+    del value["before"], value["options"]
     if summary.cause is None:
         del value["cause"]
     paths.write_json(folder / paths.SUMMARY, value)

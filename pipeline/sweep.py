@@ -28,7 +28,7 @@ from pipeline.seal import SealedStore
 from pipeline.store import open_store
 from pipeline.summary import read_summary
 from stages import paths
-from stages.errors import MoesaicError
+from stages.errors import BadInput, MoesaicError
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 RAY = "hydra_ray_launcher"
@@ -49,10 +49,23 @@ class ParentRun(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             log_of(config)
+            _check_objectives(config)
             if not _OPEN and not config.run.dry_run:
                 _OPEN.append(Sweep.begin(config))
         except MoesaicError as error:
             _refuse(error)
+
+
+def _check_objectives(config: DictConfig) -> None:
+    """A sweeper that searches takes points for failed that do not tell it as many numbers as it has directions."""
+    direction = config.hydra.sweeper.get("direction")
+    names = sweep_options(config).objectives
+    directions = list(direction) if OmegaConf.is_list(direction) else [direction]
+    if direction is not None and len(directions) != len(names):
+        raise BadInput(
+            f"sweep.objectives has {len(names)} metrics and hydra.sweeper.direction {len(directions)}: give as many of "
+            "each, like sweep.objectives=[place.balancedness] hydra.sweeper.direction=maximize."
+        )
 
 
 def _refuse(error: MoesaicError) -> NoReturn:

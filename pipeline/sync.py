@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from pipeline.addresses import options_for
 from pipeline.compared import compare_again
 from pipeline.credentials import hidden
 from pipeline.outbox import FOLDER, RUN_LOCK, WRITES, is_outage, waits
@@ -82,7 +83,8 @@ def deliver_before(store: Store, folder: Path) -> None:
 def say_what_waits(store: Store, folder: Path, say: Callable[[str], None]) -> None:
     """At the end of a run: a last try, and what to do about what still waits."""
     if store.outbox is not None and (cause := store.outbox.last_try()):
-        say(f"The tracking store is still away ({cause}). Once it is back: moesaic sync {folder}")
+        options = options_for(store.uri, store.experiment)
+        say(f"The tracking store is still away ({cause}). Once it is back: moesaic sync {folder}{options}")
 
 
 def _deliver(store: Store, folder: Path, say: Callable[[str], None]) -> int:

@@ -32,7 +32,7 @@ def result(summary: Summary, directory: Path) -> None:
     say(f"Run {summary.run_id}; files in {directory}")
     if (report := directory / paths.REPORT).is_file():
         say(f"Report: {report}")
-    say(f"Look at it in the browser: {_command()} ui")
+    say(f"Look at it in the browser: {_command()} ui{summary.options}")
 
 
 def comparison(found: Comparison, run_id: str, directory: Path) -> None:

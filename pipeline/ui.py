@@ -10,7 +10,7 @@ import sys
 from pipeline import view
 from pipeline.credentials import hidden
 from pipeline.lifecycle import Terminated, ending_raises
-from pipeline.store import Store, tracking_uri
+from pipeline.store import Store
 from stages.errors import BadInput
 
 QUIET = {
@@ -21,9 +21,8 @@ QUIET = {
 }
 
 
-def serve(uri: str | None, experiment: str, port: int) -> int:
+def serve(store_uri: str, experiment: str, port: int) -> int:
     """Serve until interrupted. A tracking server is a UI itself: then its address is all there is to say."""
-    store_uri = tracking_uri(uri)
     if store_uri.startswith(("http://", "https://")):
         sys.stdout.write(f"The tracking server serves its own UI: {hidden(store_uri)}\n")
         return 0

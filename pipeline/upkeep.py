@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 from typing import Any
+
+from pipeline.addresses import from_command_line
 
 
 def commands(subparsers: Any) -> list[argparse.ArgumentParser]:
@@ -22,17 +25,18 @@ def commands(subparsers: Any) -> list[argparse.ArgumentParser]:
 
 
 def _days(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no number of days")
-    return value
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"{text} is no number of days")
 
 
 def _sync(options: argparse.Namespace) -> int:
-    from pipeline.store import Store, tracking_uri
+    from pipeline.store import Store
     from pipeline.sync import sync
 
-    sync(Store(tracking_uri(options.tracking_uri), options.experiment, create=False), options.run, _say)
+    uri = from_command_line(options.tracking_uri, options.tracking)
+    sync(Store(uri, options.experiment, create=False), options.run, _say)
     return 0
 
 
@@ -40,9 +44,9 @@ def _gc(options: argparse.Namespace) -> int:
     from pipeline.gc import collect, freed, report, sweep_up
     from pipeline.headline import bytes_text
     from pipeline.orphans import reap_orphans
-    from pipeline.store import Store, tracking_uri
+    from pipeline.store import Store
 
-    store = Store(tracking_uri(options.tracking_uri), options.experiment, create=False)
+    store = Store(from_command_line(options.tracking_uri, options.tracking), options.experiment, create=False)
     reap_orphans(store)  # a run that was killed does not go on
     found = collect(store, options.older_than, failed=options.failed)
     size = bytes_text(freed(found.paths))

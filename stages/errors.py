@@ -26,6 +26,7 @@ ADVICE = {
     errno.EPERM: "choose a place that you may write to, or ask for the right to",
     errno.EROFS: "that disk cannot be written to: choose a place on another one",
     errno.ENOSPC: "make room there, or choose another disk; the same command then continues",
+    errno.EPIPE: "nobody reads what is written any more; the same command continues after the last stage",
     errno.EDQUOT: "your share of that disk is used up: make room, and the same command continues",
 }
 """What a user can do about errors of the system."""
@@ -37,8 +38,12 @@ def sentence_of(error: BaseException) -> str:
         return " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted: the stages that finished are kept, and the same command continues after them."
+    if isinstance(error, MemoryError):
+        told = f" ({' '.join(str(error).split())})" if str(error) else ""
+        return f"There is not enough memory for this{told}: make it smaller, or take a machine with more."
     if isinstance(error, OSError) and error.strerror:
-        told = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        file = error.filename2 or error.filename  # of two, the one that was written
+        told = f"{error.strerror}: {file}" if file else error.strerror
         return f"{told} ({ADVICE[error.errno]})" if error.errno in ADVICE else told
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

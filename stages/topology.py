@@ -13,6 +13,8 @@ import numpy.typing as npt
 from stages.errors import BadInput
 
 Floats = npt.NDArray[np.float64]
+MOST_RANKS = 16_384
+"""Of a topology: a table of ranks x ranks takes 2 GB then."""
 
 
 @dataclass
@@ -127,6 +129,11 @@ class Topology:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise BadInput(f"topology.{key}={value} is not possible: it must be at least 1.")
+        if self.ranks > MOST_RANKS:
+            raise BadInput(
+                f"topology.nodes x topology.gpus_per_node are {self.ranks:,} ranks: at most {MOST_RANKS:,} can be planned "
+                "for, since traffic is a table of ranks x ranks."
+            )
         self.links.within_node.check("topology.links.within_node")
         self.links.between_nodes.check("topology.links.between_nodes")
         if self.links.node_gb_per_s is not None and not 0 < self.links.node_gb_per_s < math.inf:

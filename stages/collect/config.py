@@ -21,6 +21,7 @@ DISTRIBUTIONS = ("lognormal", "zipf")
 ON_BAD = ("error", "drop", "repair")
 WINDOW_BY = (STEPS, TOKENS, FILES)
 DEVICES = ("auto", "cpu", "cuda")
+MOST_SEED = 2**63 - 1
 
 
 @dataclass
@@ -185,8 +186,12 @@ class CollectStageConfig:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise BadInput(f"seed={self.seed} is not possible: it must not be negative.")
+        if not 0 <= self.seed <= MOST_SEED:
+            raise BadInput(
+                f"seed={self.seed} is not possible: it must not be negative."
+                if self.seed < 0
+                else f"seed={self.seed} is not possible: it must be at most {MOST_SEED}, which 64 bits hold."
+            )
 
     def key_config(self) -> dict[str, Any]:
         """What can change the result: of `collect`, the options that the source uses."""

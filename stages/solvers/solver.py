@@ -105,6 +105,11 @@ def solver_of(options: PlaceOptions, model: ModelSpec, topology: Topology, seed:
     layers, experts, ranks = load.layers, load.experts, topology.ranks
     given = None if options.resizes else current_file_or_loads(options, load, ranks, model)
     slots = np.full(layers, slots_for(experts, options.redundant_experts, ranks))
+    if options.algorithm != "file" and slots[0] > ranks * experts:
+        raise BadInput(
+            f"place.redundant_experts={options.redundant_experts} is more than there is a use for: with "
+            f"{(ranks - 1) * experts} each of the {ranks} ranks holds all {experts} experts."
+        )
     computed: Callable[[Loads], ExpertMap] | None = None
     hierarchical = False
     if options.algorithm == "file":

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -87,6 +90,14 @@ def test_a_run_leaves_what_the_design_says(here: Path, capsys: pytest.CaptureFix
         (["hydra/launcher=ray", "-m"], 2, "hydra/launcher=ray is not installed: pip install 'moesaic[ray]' brings it."),
         (["--config-dir", "cfg", "place=mine"], 2, "mine.yaml, line 2 is no YAML: "),
         (["tracking.uri=sqlite:////proc/x.db"], 1, "The tracking store cannot be made: "),
+        (["topology.gpus_per_node=1000000"], 2, "are 1,000,000 ranks: at most 16,384 can be planned for"),
+        (
+            ["place.redundant_experts=1000000", "run.last=place"],
+            2,
+            "place.redundant_experts=1000000 is more than there is a use for: with 8 each of the 2 ranks holds all 8",
+        ),
+        (["seed=99999999999999999999"], 2, "it must be at most 9223372036854775807, which 64 bits hold."),
+        (["tracking.uri=foo://bar"], 2, "foo://bar is no address of a tracking store: sqlite:///FILE,"),
         (["seed=1", "-m", "run.last=nothing"], 2, "run.last=nothing is no stage"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -120,6 +131,94 @@ def test_a_sweep_goes_on_after_a_point_that_cannot_be(here: Path, capsys: pytest
     assert states == ["done", "failed", "done"]
     assert summary(here / "sweep" / "2")["stages"]["collect"]["state"] == "cached"  # type: ignore[index]
     assert "1 of the sweep's runs failed" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("raised", "sentence"),
+    [
+        (OSError(28, "No space left on device", "x"), "No space left on device: x (make room there,"),
+        (OSError(28, "No space left on device", "from", None, "to"), "No space left on device: to (make room there,"),
+        (BrokenPipeError(32, "Broken pipe"), "Broken pipe (nobody reads what is written any more;"),
+        (MemoryError("23 TiB"), "There is not enough memory for this (23 TiB): make it smaller,"),
+        (RuntimeError("a bug"), "RuntimeError: a bug"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_a_run_dies_of_it_does_not_exit_0(
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+    sentence: str,
+) -> None:
+    def fails(**options: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("stages.collect.stage.generate", fails)
+    assert main(["run", *TINY, "log=json", f"hydra.run.dir={here}/one"]) == 1
+    captured = capsys.readouterr()
+    assert sentence in captured.err.splitlines()[-1]
+    assert ("Traceback" in captured.err) == isinstance(raised, RuntimeError)
+    assert json.loads(captured.out.splitlines()[-1])["exit_code"] == 1
+    assert summary(here / "one")["status"] == "failed"
+
+
+def test_a_command_whose_output_is_closed_does_what_it_was_asked_for(here: Path) -> None:
+    command = f"{sys.executable} -m pipeline.cli run {' '.join(TINY)} hydra.run.dir={here}/one >&-"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, shell=True, cwd=here, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert summary(here / "one")["status"] == "done"
+
+
+def test_a_signal_while_the_config_is_composed_is_no_mistake_in_it(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from omegaconf import OmegaConf, open_dict
+
+    from pipeline import app
+
+    def interrupted(**options: object) -> object:
+        config = OmegaConf.create({"a": {"b": 1}})
+        OmegaConf.set_struct(config, True)
+        try:
+            with open_dict(config):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+        finally:
+            OmegaConf.create({"c": "${gone}"}).c  # noqa: B018 (as a library that cleans up may)
+        return None
+
+    monkeypatch.setattr(app.hydra, "main", interrupted)
+    assert main(["run", *TINY]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("Ended by SIGTERM: the same command continues")
+
+
+def test_a_search_for_what_no_run_measures_says_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "place.redundant_experts=choice(0,2)"]
+    overrides = [*TINY, *search, "sweep.objectives=[place.nothing]", f"hydra.sweep.dir={here}/sweep"]
+    assert main(["run", "-m", *overrides]) == 2
+    captured = capsys.readouterr().err
+    assert captured.splitlines()[-1].startswith("sweep.objectives: the run has no place.nothing; it has ")
+    assert "Traceback" not in captured
+
+
+def test_a_search_needs_a_direction_for_each_objective(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.direction=[maximize,minimize]", f"hydra.sweep.dir={here}/sweep"]
+    assert main(["run", "-m", *TINY, *search, "place.redundant_experts=choice(0,2)"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("sweep.objectives has 1 metrics and hydra.sweeper.direction 2: give as many of each")
+    assert not list(here.glob("sweep/*/summary.json"))
+
+
+def test_a_search_may_try_a_point_twice(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "place.redundant_experts=choice(2)"]
+    together = ["hydra.sweeper.n_jobs=3", f"hydra.sweep.dir={here}/sweep"]
+    assert main(["run", "-m", *TINY, *search, *together]) == 0, capsys.readouterr().err
+    assert [summary(here / "sweep" / str(n))["status"] for n in range(3)] == ["done"] * 3
 
 
 def test_status_and_export(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,6 +311,26 @@ def test_the_last_line_names_a_command_that_the_shell_finds(tmp_path: Path, monk
         (["completion", "tcsh"], 2, "choose from"),
         (["status", "--tracking-uri", "sqlite:///{here}/junk.db"], 1, "cannot be used"),
         (["export", "0", "--to", "sglang", "--out", "{here}"], 2, "name a file in a folder that exists"),
+        (["status", "--tracking-uri", "foo://bar"], 2, "foo://bar is no address of a tracking store: sqlite:///FILE,"),
+        (["status", "--tracking-uri", "mlruns"], 2, "mlruns is no address of a tracking store: sqlite:///FILE,"),
+        (["gc", "--older-than", "soon"], 2, "soon is no number of days"),
+        (
+            ["export", "0", "--to", "trtllm", "--out", "x.yaml", "--layer-updates-per-iter", "x"],
+            2,
+            "x is no whole number",
+        ),
+        (["doctor", "--nodes", "2"], 2, "--nodes and --gpus-per-node are for --calibrate: give it too."),
+        (["sync", "--tracking", "nosql"], 2, "choose from"),
+        (
+            ["ui", "--tracking", "server", "--tracking-uri", "sqlite:///x.db"],
+            2,
+            "--tracking-uri sqlite:///x.db is no address for --tracking server: http://HOST:PORT or https://…",
+        ),
+        (
+            ["status", "--tracking-uri", "http://127.0.0.1:9"],
+            1,
+            "The tracking store http://127.0.0.1:9 cannot be used: nobody answers there; start the server, or name",
+        ),
     ],
 )
 def test_bad_arguments_get_one_sentence(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.lifecycle import birth_tags, heartbeat, signals_held
+from pipeline.lifecycle import Terminated, birth_tags, ending_raises, heartbeat, signals_held
 from pipeline.orphans import reap_orphans
 from pipeline.store import Store
 from pipeline.summary import read_summary
@@ -110,6 +110,60 @@ def test_a_signal_waits_while_something_is_closed_whichever_thread_takes_it() ->
     done.set()
     thread.join()
     assert seen == ["closed"] * 3
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "last"),
+    [
+        (signal.SIGTERM, 1, "Terminated: Ended by SIGTERM: the same command continues"),
+        (signal.SIGINT, -signal.SIGINT, "KeyboardInterrupt"),
+    ],
+)
+def test_a_signal_waits_until_torch_is_imported(number: int, code: int, last: str) -> None:
+    """Its C++ imports numpy, where an exception is lost or aborts the process."""
+    script = f"""
+import os, signal, sys, time
+from pipeline.lifecycle import ending_raises
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Interrupt:
+    def find_spec(self, name, *rest):
+        if name == "numpy._core._methods" and "torch" in sys.modules:
+            print(name, flush=True)
+            os.kill(os.getpid(), {int(number)})
+sys.meta_path.insert(0, Interrupt())
+with ending_raises():
+    import torch
+    torch.zeros(1)
+    print("imported", flush=True)
+    time.sleep(20)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.stdout.split() == ["numpy._core._methods", "imported"]
+    assert done.returncode == code
+    assert last in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_not_lost_where_python_ignores_exceptions(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    class Deleted:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+            sum(range(1000))
+
+    def works() -> None:
+        Deleted()
+        time.sleep(20)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with ending_raises(), pytest.raises((Terminated, KeyboardInterrupt)):
+            works()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_live_run_of_this_host_is_never_touched(toy: Toy) -> None:

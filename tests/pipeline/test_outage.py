@@ -17,6 +17,7 @@ from urllib.parse import urlparse
 import pytest
 
 from pipeline import outbox
+from pipeline.addresses import options_for, tracking_uri
 from pipeline.cli import main
 from pipeline.outbox import waits
 from pipeline.runner import Request, run_pipeline
@@ -167,7 +168,9 @@ def away_at_double(toy: Toy, turn: Switch) -> tuple[Path, str]:
     folder = toy.directory
     assert summary.status == "done"
     assert toy.lines[-1].startswith("The tracking store is still away (")
-    assert toy.lines[-1].endswith(f"). Once it is back: moesaic sync {folder}")
+    assert toy.lines[-1].endswith(
+        f"). Once it is back: moesaic sync {folder}{options_for(tracking_uri(toy.uri), toy.experiment)}"
+    )
     assert json.loads((folder / "sum" / "sum.json").read_text()) == 6.0
     assert waits(folder)
     return folder, str(summary.run_id)
@@ -212,7 +215,11 @@ def test_a_sweep_goes_on_without_its_store(
     sweep = ["run", "-m", "model=tiny", "collect=synthetic", "topology=1x2,2x2", "place.redundant_experts=0,4"]
     store = [f"tracking.uri={toy.uri}", f"tracking.experiment={toy.experiment}"]
     assert main([*sweep, "run.last=place", "hydra.sweep.dir=swept", *store]) == 0
-    assert capsys.readouterr().out.splitlines()[-2].endswith(f"moesaic sync {toy.folder / 'swept'}")
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[-2]
+        .endswith(f"moesaic sync {toy.folder / 'swept'}{options_for(toy.uri, toy.experiment)}")
+    )
     assert not Path("swept/comparison.csv").exists()
     wire.become("whole")
     parent = json.loads(Path("swept/sweep.json").read_text())["run_id"]

@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 import pytest
 from hydra import compose, initialize_config_dir
 
-from pipeline.addresses import tracking_uri
+from pipeline.addresses import from_command_line, options_for, tracking_uri
 from pipeline.cli import main
 from pipeline.credentials import hidden
 from pipeline.outbox import waits
@@ -57,6 +57,29 @@ def test_where_the_store_is(
     with initialize_config_dir(str(CONF), version_base="1.3"):
         options = tracking_options(compose("config", overrides))
     assert tracking_uri(options.uri, options.kind) == expected.replace("HERE", str(tmp_path))
+    given = dict(override.split("=", 1) for override in overrides)
+    found = from_command_line(given.get("tracking.uri"), given.get("tracking", "default"))
+    assert found == tracking_uri(options.uri, options.kind)
+
+
+@pytest.mark.parametrize(
+    ("environment", "uri", "experiment", "expected"),
+    [
+        ("", "sqlite:///HERE/outputs/mlflow.db", "moesaic", ""),
+        (SERVER, SERVER, "moesaic", ""),
+        ("", SERVER, "moesaic", f" --tracking-uri {SERVER}"),
+        (SERVER, "sqlite:///HERE/outputs/mlflow.db", "moesaic", " --tracking-uri sqlite:///HERE/outputs/mlflow.db"),
+        (SERVER, SERVER, "my runs", " --experiment 'my runs'"),
+        ("", "http://ann:secret@host", "moesaic", " --tracking-uri 'http://ann:***@host'"),
+    ],
+)
+def test_what_other_commands_must_be_given(
+    environment: str, uri: str, experiment: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", environment)
+    here = str(tmp_path)
+    assert options_for(uri.replace("HERE", here), experiment) == expected.replace("HERE", here)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +180,10 @@ def test_what_a_database_needs_to_let_us_in_is_nowhere_to_be_found(
     assert main([*command, "hydra.run.dir=one"]) == 0
     run_id = read_summary(Path("one/summary.json")).run_id
     store = Store(tracking_uri(kind="postgres"), experiment, create=False)
+    told = capfd.readouterr().out
+    assert f"ui --tracking-uri {store.uri} --experiment '{experiment}'" in told
+    for command_line in (["status", str(run_id)], ["sync"], ["gc"]):
+        assert main([*command_line, "--tracking", "postgres", "--experiment", experiment]) == 0
     assert store.run(str(run_id)).info.artifact_uri == f"file://{tmp_path}/outputs/mlartifacts/{run_id}/artifacts"
     monkeypatch.setenv("PGUSER", "nobody")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://nobody:{database.password}@127.0.0.1:{database.port}/x")
