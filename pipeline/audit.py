@@ -7,6 +7,7 @@ it was, and lets each stage compute again what follows from its files (`stages.r
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 from collections.abc import Iterator
@@ -23,9 +24,10 @@ from pipeline.code_digest import code_digest
 from pipeline.declaration import StageDeclaration, StageSpec
 from pipeline.evidence import Evidence, gather
 from pipeline.keys import Manifest, read_manifest
+from pipeline.lifecycle import alive
 from pipeline.schema import CONF, check, stage_config
 from pipeline.seal import SEAL_TAG
-from pipeline.store import TAG, Store
+from pipeline.store import GONE, TAG, Store
 from stages import paths
 from stages.errors import BadInput, MoesaicError, sentence_of
 from stages.temporary import temporary_folder
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
     from stages.rederived import RederiveFunction
+
+
+KINDS = ("run", "stage", "sweep")
 
 
 @dataclass
@@ -64,9 +69,10 @@ class Report:
 def audit(store: Store, prefix: str, sealed: str | None = None) -> Report:
     """Of a run, or of a sweep with all its points. `sealed`: the seal as it was noted elsewhere, or its beginning."""
     run = store.find(prefix)
-    if run.data.tags.get(f"{TAG}kind") != "sweep":
+    kind, seal = run.data.tags.get(f"{TAG}kind"), run.data.tags.get(SEAL_TAG)
+    if kind != "sweep" and (kind in KINDS or not seal):  # one with a seal and no kind lost it to someone
         run = store.pipeline_run(run)
-    if run.info.status == "RUNNING":
+    if run.info.status == "RUNNING" and (not seal or alive(run)):
         raise BadInput(f"Run {run.info.run_id[:8]} still runs, or was killed and not yet noticed: audit it afterwards.")
     if run.info.status != "FINISHED" and SEAL_TAG not in run.data.tags:
         raise MoesaicError(
@@ -90,6 +96,11 @@ def _sweep(store: Store, run: Run, temporary: Path) -> Iterator[Part]:
     told = run.data.metrics.get("points")
     if told is not None and told != len(points):
         own.findings.append(f"it had {told:.0f} points, and {len(points)} are there")
+    elif (table := evidence.folder / comparison.TABLE).is_file():
+        with table.open(encoding="utf-8", newline="") as stream:
+            compared = {row.get("run_id", "") for row in csv.DictReader(stream)}
+        for stranger in sorted({point.info.run_id for point in points} - compared):
+            own.findings.append(f"the run {stranger[:8]} is below it, and is none of the points that it compared")
     yield own
     shared = _Audit(store, temporary)
     for point in points:
@@ -106,10 +117,12 @@ class _Audit:
 
     def parts(self, run: Run) -> list[Part]:
         evidence = gather(self.store, run, self.temporary)
-        own = Part("run", run.info.run_id, run.info.status.lower(), [evidence.counts()], evidence.findings)
+        state = run.info.status.lower()
+        own = Part("run", run.info.run_id, state, [evidence.counts()], evidence.findings, evidence.remarks)
         specs, config = self._declared(evidence, own)
         parts, found = [own], dict[str, Evidence]()
-        for stage, state, made_by in _stages_of(run, list(specs)):
+        told = _stages_of(run, list(specs))
+        for stage, state, made_by in told:
             known = made_by in self.seen
             part = self._stage(run, stage, state, made_by, own)
             if part is not None:
@@ -120,6 +133,7 @@ class _Audit:
                         self._rederive(spec, config, found, part)
         own.findings += _inputs_that_do_not_fit(specs, found)
         own.findings += _summary_faults(evidence, run, found)
+        own.findings += _strangers(self.store, run, {made_by for _, _, made_by in told})
         return parts
 
     def _declared(self, evidence: Evidence, own: Part) -> tuple[dict[str, StageSpec], DictConfig | None]:
@@ -138,12 +152,15 @@ class _Audit:
         if made_by not in self.seen:
             try:
                 stage_run = self.store.run(made_by)
-            except MlflowException:
+            except MlflowException as error:
+                if error.error_code != GONE:
+                    raise
                 own.findings.append(f"the run {made_by[:8]} that its {stage} is from is gone")
                 return None
             evidence = gather(self.store, stage_run, self.temporary)
-            part = Part(stage, made_by, state, [evidence.counts()], evidence.findings)
+            part = Part(stage, made_by, state, [evidence.counts()], evidence.findings, evidence.remarks)
             part.findings += _manifest_faults(evidence, stage)
+            part.findings += _misplaced(self.store, stage_run)
             self.seen[made_by] = evidence, part
         evidence, part = self.seen[made_by]
         sealed = run.data.tags.get(f"{SEAL_TAG}.{stage}")
@@ -254,6 +271,22 @@ def _summary_faults(evidence: Evidence, run: Run, found: dict[str, Evidence]) ->
                 yield f"{paths.SUMMARY} has other metrics of {name} than its run"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         yield f"{paths.SUMMARY} is gone or cannot be read"
+
+
+def _misplaced(store: Store, run: Run) -> Iterator[str]:
+    if run.info.lifecycle_stage != "active":
+        yield "it was deleted in MLflow, so that nobody sees it there"
+    if run.info.experiment_id != store.experiment_id:
+        yield f"it was put into the experiment {run.info.experiment_id}"
+
+
+def _strangers(store: Store, run: Run, known: set[str]) -> Iterator[str]:
+    """Stage runs that someone put below a run which came to its end."""
+    if run.info.status != "FINISHED":  # one that was interrupted may not have heard of its last stage
+        return
+    for child in store.search(f"tags.`mlflow.parentRunId` = '{run.info.run_id}'", limit=1000):
+        if child.info.run_id not in known:
+            yield f"the run {child.info.run_id[:8]} ({child.info.run_name}) is below it, and is none of its stages"
 
 
 def _text(metrics: dict[str, float]) -> str:

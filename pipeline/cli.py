@@ -46,6 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         sys.stderr.write(f"{sentence_of(error)}\n")
         return 1
+    except Exception as error:
+        from pipeline.credentials import hidden
+        from pipeline.outbox import is_outage
+
+        if not is_outage(error):
+            raise
+        sys.stderr.write(f"The tracking store does not answer: {hidden(sentence_of(error))}\n")
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

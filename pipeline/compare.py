@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipeline.keys import Manifest, read_manifest
-from pipeline.store import TAG, Store
+from pipeline.store import GONE, TAG, Store
 from stages import paths
 from stages.errors import BadInput, MoesaicError
 from stages.moves import COLUMNS, Move, Moves, moves_between
@@ -94,6 +94,8 @@ def compare(store: Store, first: str, second: str) -> Compared:
 
 
 def _side(store: Store, run: Run, temporary: Path) -> Side:
+    from mlflow.exceptions import MlflowException
+
     folder = temporary / run.info.run_id
     folder.mkdir(exist_ok=True)
     config = store.fetch(run, paths.CONFIG, folder)
@@ -106,7 +108,15 @@ def _side(store: Store, run: Run, temporary: Path) -> Side:
         made_by = text.partition(" ")[2]
         if not name.startswith(prefix) or not made_by:
             continue
-        stage, own = store.run(made_by), folder / made_by
+        try:
+            stage, own = store.run(made_by), folder / made_by
+        except MlflowException as error:
+            if error.error_code != GONE:
+                raise
+            raise MoesaicError(
+                f"Run {run.info.run_id[:8]} cannot be compared: the run {made_by[:8]} that its "
+                f"{name.removeprefix(prefix)} is from is gone."
+            ) from error
         own.mkdir(exist_ok=True)
         if (file := store.fetch(stage, paths.MANIFEST, own)) is not None:
             manifest = read_manifest(file)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,21 +17,26 @@ from pipeline.seal import NAME_TAG, RESTLESS, SEAL_TAG, Record, read_record
 from pipeline.store import TAG, Store
 from pipeline.writes import BIRTH, local_folder
 from stages import paths
+from stages.errors import MoesaicError
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 SHOWN = 60
+TOLD = (TAG, "mlflow.parentRunId", "mlflow.source.", "mlflow.user")
+"""Tags of which a run has those that it gave itself; others are for whoever uses the store."""
 
 
 @dataclass
 class Evidence:
-    """`folder` holds the files of `run`; `record` is what it left, None where that is gone; `findings`: what differs."""
+    """`folder` holds the files of `run`; `record` is what it left, None where that is gone; `findings`: what differs;
+    `remarks`: what may differ, but a reader should know."""
 
     run: Run
     folder: Path
     record: Record | None = None
     findings: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def seal(self) -> str | None:
@@ -59,7 +65,12 @@ def gather(store: Store, run: Run, temporary: Path) -> Evidence:
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             found = store.fetch(run, name, folder)
-            if found is not None and found != folder / name:
+            if found is None:
+                raise MoesaicError(
+                    f"The file {name} of run {run.info.run_id[:8]} is listed, and the tracking store does not hand it out: "
+                    "nothing is said of the run."
+                )
+            if found != folder / name:
                 found.replace(folder / name)
     evidence = Evidence(run, folder)
     if paths.RECORD not in names or evidence.seal is None:
@@ -73,6 +84,7 @@ def gather(store: Store, run: Run, temporary: Path) -> Evidence:
         stood_in = _stood_in(store, run, folder / paths.RECORD)
         record = read_record(folder / paths.RECORD, stood_in)
         evidence.findings += [*_row_faults(store, run, record), *_file_faults(folder, names, record, stood_in)]
+        evidence.remarks += _dataset_remarks(run, record)
         evidence.record = record
     except (ValueError, TypeError, AttributeError, KeyError):
         evidence.findings.append(f"{paths.RECORD} cannot be read")
@@ -106,12 +118,15 @@ def _row_faults(store: Store, run: Run, record: Record) -> Iterator[str]:
         yield f"{paths.RECORD} is that of run {record.run_id}"
     if run.info.status != record.status:
         yield f"its status is {run.info.status}, and was {record.status}"
+    for what, at, was in (("start", run.info.start_time, record.started), ("end", run.info.end_time, record.ended)):
+        if was and at != was:
+            yield f"its {what} is {_time(at)}, and was {_time(was)}"
     if run.info.run_name != record.tags.get(NAME_TAG):
         yield f"its name is {_word(run.info.run_name)}, and was {_word(record.tags.get(NAME_TAG))}"
     tags = {
         k: v
         for k, v in run.data.tags.items()
-        if k in record.tags or (k.startswith(TAG) and k not in (SEAL_TAG, *RESTLESS))
+        if k in record.tags or (k.startswith(TOLD) and k not in (SEAL_TAG, *RESTLESS))
     }
     yield from _differences("tag", tags, record.tags)
     yield from _differences("param", run.data.params, record.params)
@@ -180,6 +195,25 @@ def _as_it_was(file: Path, stood_in: Mapping[str, str]) -> str:
     for stand_in, real in stood_in.items():
         text = text.replace(real, stand_in).replace(f"[{real[:8]}]", f"[{stand_in[:8]}]")
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _dataset_remarks(run: Run, record: Record) -> Iterator[str]:
+    """Where the store says that a data set came from, if the run says otherwise: see `_dataset_faults`."""
+    came = {(each["name"], each["sha256"]): each for each in record.datasets}
+    for item in run.inputs.dataset_inputs if run.inputs is not None else ():
+        source = json.loads(item.dataset.source)
+        then = came.get((item.dataset.name, source["sha256"]))
+        if then is not None and source["uri"] != then["source"]:
+            yield (
+                f"the store says that the dataset {item.dataset.name} came from {source['uri']}, as some run was first to "
+                f"say; this one read the same content from {then['source']}"
+            )
+
+
+def _time(milliseconds: int | None) -> str:
+    if milliseconds is None:
+        return "not there"
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def _stored(value: float) -> float:

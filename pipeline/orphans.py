@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline import sync
 from pipeline.lifecycle import alive
+from pipeline.seal import sealed_record
 from pipeline.store import NOTE, TAG, Store
 
 ORPHAN = "The process that ran this is gone: marked as orphan by a later run."
@@ -28,6 +29,9 @@ def reap_orphans(store: Store) -> list[str]:
             limit=1000,
         )
         for orphan in (*children, run):
+            if (record := sealed_record(store, orphan)) is not None:  # it had said all but that it ended
+                store.finish(orphan.info.run_id, record.status, at=record.ended or None)
+                continue
             store.finish(orphan.info.run_id, "KILLED", tags={"orphan": "true", NOTE: ORPHAN})
             reaped.append(orphan.info.run_id)
     return reaped

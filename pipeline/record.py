@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from pipeline import facts
 from pipeline.declaration import StageSpec
 from pipeline.keys import KeyParts
-from pipeline.lifecycle import Terminated, cause_of
+from pipeline.lifecycle import Terminated, cause_of, signals_held
 from pipeline.outbox import suppress_outage
 from pipeline.seal import SEAL_TAG, SealedStore
 from pipeline.store import NOTE, Store
@@ -128,13 +128,17 @@ def stage_run(
         **{f"moesaic.input.{name}": digest for name, digest in parts.inputs.items()},
         **_provenance(),
     }
-    stage = StageRecord(store, store.start(spec.name, tags, parent))
+    stage: StageRecord | None = None
     try:
+        with signals_held():  # a stage run that nobody knows of would never end
+            stage = StageRecord(store, store.start(spec.name, tags, parent))
         store.params(stage.run_id, _flat(dict(parts.config)))
         for origin, dataset in lineage.items():
             store.datasets(stage.run_id, [dataset], origin)
         yield stage
     except BaseException as error:
+        if stage is None:
+            raise
         killed = isinstance(error, KeyboardInterrupt | Terminated | SystemExit)
         cause = cause_of(error)
         note = error.result.note if isinstance(error, MoesaicError) and error.result else ""

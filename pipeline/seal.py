@@ -10,14 +10,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.keys import read_manifest
+from pipeline.lifecycle import signals_held
 from pipeline.store import LOADS, TAG, Store
-from pipeline.writes import BIRTH, Write, batch_of
+from pipeline.writes import BIRTH, Write, batch_of, now_ms
 from stages import paths
 from stages.contract import Dataset
 from stages.temporary import temporary_folder
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 SEAL = "seal"
 SEAL_TAG = f"{TAG}{SEAL}"
@@ -30,6 +34,8 @@ RESTLESS = (f"{TAG}heartbeat", f"{TAG}progress")
 class Record:
     """All that the store must hold of one run. `metrics`: name -> its points, in order. `files`: name -> SHA-256.
 
+    `started`, `ended`: in milliseconds, 0 where an earlier version of moesaic did not note them.
+
     `run_id` is what the run was known by when it ended: its id or, where the store was away when it began, its `birth`,
     which stood in for it (`pipeline.outbox`).
     """
@@ -37,6 +43,8 @@ class Record:
     run_id: str
     birth: str
     status: str = "RUNNING"
+    started: int = 0
+    ended: int = 0
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, list[float]] = field(default_factory=dict)
@@ -92,13 +100,15 @@ class SealedStore(Store):
 
     def _write(self, write: Write) -> str:
         digests = _digests(write) if write.kind == "files" and write.run_id in self._open else {}
-        run_id = super()._write(write)
-        if write.kind == "start":
-            tags = {name: text for name, text in write.data["tags"].items() if name not in RESTLESS}
-            self._open[run_id] = Record(run_id, write.run_id, tags={**tags, NAME_TAG: write.data["name"]})
-        elif (record := self._open.get(write.run_id)) is not None:
-            record.files |= digests
-            record.take(write.data)
+        with signals_held():  # the record would lack what the store has
+            run_id = super()._write(write)
+            if write.kind == "start":
+                tags = {name: text for name, text in write.data["tags"].items() if name not in RESTLESS}
+                tags[NAME_TAG] = write.data["name"]
+                self._open[run_id] = Record(run_id, write.run_id, tags=tags, started=write.at)
+            elif (record := self._open.get(write.run_id)) is not None:
+                record.files |= digests
+                record.take(write.data)
         return run_id
 
     def finish(
@@ -108,14 +118,16 @@ class SealedStore(Store):
         *,
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
+        at: int | None = None,
     ) -> None:
         """Close the run. What it was given is its record; later changes are told by `moesaic audit`."""
-        seal = {}
-        if (record := self._open.pop(run_id, None)) is not None:
-            record.status = status
-            record.take(batch_of(metrics=metrics, tags=tags))
-            seal = {SEAL: self._seal(run_id, record)}
-        super().finish(run_id, status, metrics=metrics, tags={**(tags or {}), **seal})
+        at, seal = at or now_ms(), {}
+        with signals_held():  # between its seal and its end a run would be neither
+            if (record := self._open.pop(run_id, None)) is not None:
+                record.status, record.ended = status, at
+                record.take(batch_of(metrics=metrics, tags=tags))
+                seal = {SEAL: self._seal(run_id, record)}
+            super().finish(run_id, status, metrics=metrics, tags={**(tags or {}), **seal}, at=at)
 
     def _seal(self, run_id: str, record: Record) -> str:
         """Leave the record with the run; its digest, which is the seal."""
@@ -146,11 +158,8 @@ class SealedStore(Store):
 
     def _recall(self, run_id: str) -> bool:
         """Open the record that was sealed, if it is still that."""
-        run = self.run(run_id)
-        with temporary_folder("record") as folder:
-            file = self.fetch(run, paths.RECORD, folder)
-            if file is not None and paths.sha256(file) == run.data.tags.get(SEAL_TAG):
-                self._open[run_id] = Record(**json.loads(file.read_text(encoding="utf-8")))
+        if (record := sealed_record(self, self.run(run_id))) is not None:
+            self._open[run_id] = record
         return run_id in self._open
 
     def _as_it_is(self, run_id: str) -> Record:
@@ -162,8 +171,9 @@ class SealedStore(Store):
         with temporary_folder("record") as folder:
             files = {name: self.fetch(run, name, folder) for name in self.files(run) if name != paths.RECORD}
             digests = {name: paths.sha256(file) for name, file in files.items() if file is not None}
-        birth = tags.get(BIRTH, "")
-        return Record(run_id, birth, tags=tags, params=dict(run.data.params), metrics=metrics, files=digests)
+        birth, params = tags.get(BIRTH, ""), dict(run.data.params)
+        started = run.info.start_time
+        return Record(run_id, birth, started=started, tags=tags, params=params, metrics=metrics, files=digests)
 
     def sealed(self, run_id: str) -> Sealed:
         """Of a finished run, this store's own or another one's."""
@@ -178,6 +188,15 @@ class SealedStore(Store):
                 run.data.tags.get(SEAL_TAG, ""), run.data.tags, tuple(datasets), frozenset(self.files(run))
             )
         return self._sealed[run_id]
+
+
+def sealed_record(store: Store, run: Run) -> Record | None:
+    """The record that `run` left, if it is what the run's seal seals."""
+    with temporary_folder("record") as folder:
+        file = store.fetch(run, paths.RECORD, folder)
+        if file is None or paths.sha256(file) != run.data.tags.get(SEAL_TAG):
+            return None
+        return Record(**json.loads(file.read_text(encoding="utf-8")))
 
 
 def _datasets_of(record: Record) -> tuple[Dataset, ...]:

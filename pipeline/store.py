@@ -46,6 +46,8 @@ SQLITE, tracking_uri = addresses.SQLITE, addresses.tracking_uri
 TAG = writes.TAG
 NOTE = "mlflow.note.content"
 LOADS = "loads"
+GONE = "RESOURCE_DOES_NOT_EXIST"
+"""What MLflow says of a run that is not there; whatever else it says, the store cannot be asked."""
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens on the runs
 
 
@@ -160,10 +162,11 @@ class Store:
         *,
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
+        at: int | None = None,
     ) -> None:
-        """`metrics`, `tags`: what is left to say of the run."""
+        """`metrics`, `tags`: what is left to say of the run. `at`: when it ended, in milliseconds, if not now."""
         self.log(run_id, metrics=metrics, tags=tags)
-        self._write(Write("finish", run_id, {"status": status}))
+        self._write(Write("finish", run_id, {"status": status}, at or writes.now_ms()))
 
     def log(
         self,
@@ -220,6 +223,8 @@ class Store:
             raise BadInput(f"{prefix!r} is no run id: give the hexadecimal digits that it begins with.")
         found = self.search(f"attributes.run_id LIKE '{prefix}%'", limit=2)
         if not found:
+            if self.search(f"attributes.run_id LIKE '{prefix}%'", limit=1, deleted=True):
+                raise BadInput(f"Run {prefix[:8]} was deleted in MLflow: restore it there first.")
             raise BadInput(f"No run of the experiment {self.experiment!r} has an id that begins with {prefix}.")
         if len(found) > 1:
             raise BadInput(f"More than one run has an id that begins with {prefix}: give more of it.")
@@ -241,13 +246,13 @@ class Store:
             raise BadInput(f"{run.info.run_id[:8]} is a sweep: name one of its runs.")
         return found
 
-    def search(self, query: str, limit: int = 100) -> list[Run]:
-        """Newest first."""
-        return list(
-            self.client.search_runs(
-                [self.experiment_id], query, max_results=limit, order_by=["attributes.start_time DESC"]
-            )
-        )
+    def search(self, query: str, limit: int = 100, *, deleted: bool = False) -> list[Run]:
+        """Newest first. `deleted`: those alone that a person deleted."""
+        from mlflow.entities import ViewType
+
+        view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
+        order = ["attributes.start_time DESC"]
+        return list(self.client.search_runs([self.experiment_id], query, view, limit, order))
 
     def fetch(self, run: Run, file: str, folder: Path) -> Path | None:
         """A local path of an artifact of `run`: where it lies if the store is local, else a download into `folder`."""

@@ -32,6 +32,10 @@ TAG_LIMIT, PARAM_LIMIT = 5_000, 6_000
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
 @dataclass(frozen=True)
 class Write:
     """`kind`: a key of `DELIVER`. `run_id`: the run it is for; for a start the one that stands in until there is one.
@@ -40,7 +44,7 @@ class Write:
     kind: str
     run_id: str
     data: dict[str, Any] = field(default_factory=dict)
-    at: int = field(default_factory=lambda: int(time.time() * 1000))
+    at: int = field(default_factory=now_ms)
 
 
 def start(experiment_id: str, name: str, tags: Mapping[str, str]) -> Write:

@@ -145,6 +145,11 @@ ROWS = {
     "the status": ("update runs set status = 'FAILED' where run_uuid = ?", "its status is FAILED"),
     "a tag less": ("delete from tags where key = 'moesaic.machine' and run_uuid = ?", "moesaic.machine is gone"),
     "a param more": ("insert into params (key, value, run_uuid) values ('place.x', '1', ?)", "place.x was added"),
+    "the start": ("update runs set start_time = start_time - 86400000 where run_uuid = ?", "its start is 20"),
+    "the end": ("update runs set end_time = end_time + 1 where run_uuid = ?", "its end is 20"),
+    "the kind": ("delete from tags where key = 'moesaic.kind' and run_uuid = ?", "the tag moesaic.kind is gone"),
+    "a parent": ("insert into tags (key, value, run_uuid) values ('mlflow.parentRunId', 'f', ?)", "mlflow.parentRunId was added"),
+    "the code": ("insert into tags (key, value, run_uuid) values ('mlflow.source.branch', 'x', ?)", "source.branch was added"),
     "the inputs": ("delete from inputs where destination_id = ?", "the dataset synthetic lognormal is not"),
 }  # fmt: skip
 
@@ -164,6 +169,58 @@ def test_one_row_of_the_run_exits_3_with_a_sentence(kept: Kept, row: str, capsys
     assert "finding" in err.splitlines()[-1]
     assert err.endswith(".\n")
     assert kept.findings() == []
+
+
+@pytest.fixture
+def rows(kept: Kept) -> Iterator[None]:
+    """Rows that are changed are put back."""
+    before = kept.database.read_bytes()
+    yield
+    kept.database.write_bytes(before)
+    assert kept.findings() == []
+
+
+def test_a_stage_run_that_nobody_sees_any_more_is_found(kept: Kept, rows: None) -> None:
+    kept.store.client.delete_run(kept.stages["verify"])
+    assert any("verify" in each and "was deleted in MLflow" in each for each in kept.findings())
+
+
+def test_a_run_that_was_put_below_it_is_found(kept: Kept, rows: None) -> None:
+    tags = kept.store.run(kept.stages["verify"]).data.tags
+    other = kept.store.client.create_run(kept.store.experiment_id, tags=tags, run_name="verify")
+    assert any(f"the run {other.info.run_id[:8]} (verify) is below it" in each for each in kept.findings())
+
+
+def test_a_data_set_that_is_said_to_come_from_elsewhere_is_remarked(kept: Kept, rows: None) -> None:
+    kept.execute('update datasets set dataset_source = replace(dataset_source, \'"uri": "\', \'"uri": "not \')')
+    report = audit(kept.store, kept.run_id)
+    assert report.findings == []  # two runs may have read the same content from two places
+    assert any(
+        "came from not " in remark and "this one read" in remark for part in report.parts for remark in part.remarks
+    )
+
+
+def test_a_store_that_goes_away_tells_nothing_of_a_run(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    real = Store.run
+
+    def away(store: Store, run_id: str) -> Any:
+        if run_id == kept.stages["plan"]:
+            raise MlflowException("API request failed: connection refused")
+        return real(store, run_id)
+
+    monkeypatch.setattr(Store, "run", away)
+    assert kept.command() == 1
+    assert "The tracking store does not answer: MlflowException: API request" in capsys.readouterr().err
+
+
+def test_a_run_that_was_deleted_is_said_to_be(kept: Kept, rows: None, capsys: pytest.CaptureFixture[str]) -> None:
+    kept.store.client.delete_run(kept.run_id)
+    assert kept.command() == 2
+    assert f"Run {kept.run_id[:8]} was deleted in MLflow" in capsys.readouterr().err
 
 
 COLUMNS = {

@@ -9,13 +9,18 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import pipeline.orphans
+import pipeline.store
+from pipeline.audit import audit
 from pipeline.lifecycle import Terminated, birth_tags, ending_raises, heartbeat, signals_held
 from pipeline.orphans import reap_orphans
 from pipeline.store import Store
 from pipeline.summary import read_summary
+from pipeline.writes import Write
 from tests.pipeline.conftest import Toy
 
 ROOT = Path(__file__).parents[2]
@@ -164,6 +169,45 @@ def test_a_signal_is_not_lost_where_python_ignores_exceptions(number: int, capsy
     finally:
         signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == ""
+
+
+def test_a_signal_in_any_write_of_a_stage_leaves_what_an_audit_finds_clean(
+    local_toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes as soon as the store has the start, a data set, the files, the record, the last words or the end."""
+    real, writes = pipeline.store.deliver, list[Write]()
+
+    def signalled(client: Any, write: Write, *, again: bool = False) -> str:
+        made = real(client, write, again=again)
+        writes.append(write)
+        if len(writes) == at:
+            signal.raise_signal(signal.SIGTERM)
+        return made
+
+    monkeypatch.setattr(pipeline.store, "deliver", signalled)
+    kinds = []
+    for at in range(4, 12):
+        writes.clear()
+        with pytest.raises(Terminated):
+            local_toy(f"make.count={at}")
+        kinds.append(writes[at - 1].kind)
+        run_id = str(read_summary(local_toy.directory / "summary.json").run_id)
+        assert local_toy.store.search("attributes.status = 'RUNNING'") == [], kinds
+        assert audit(local_toy.store, run_id).findings == [], kinds
+    assert set(kinds) == {"start", "batch", "datasets", "files", "finish"}
+
+
+def test_a_run_killed_between_its_last_words_and_its_end_is_what_it_sealed(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = str(toy().run_id)
+    before = toy.store.run(run_id)
+    toy.store.client.update_run(run_id, "RUNNING")
+    monkeypatch.setattr(pipeline.orphans, "alive", lambda run: False)  # this process is not gone
+    assert reap_orphans(toy.store) == []
+    after = toy.store.run(run_id)
+    assert (after.info.status, after.info.end_time) == ("FINISHED", before.info.end_time)
+    assert audit(toy.store, run_id).findings == []
 
 
 def test_a_live_run_of_this_host_is_never_touched(toy: Toy) -> None:
