@@ -14,16 +14,24 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline import comparison
+from pipeline.claims import (
+    inputs_that_do_not_fit,
+    manifest_faults,
+    manifest_of,
+    metrics_text,
+    misplaced,
+    strangers,
+    summary_faults,
+)
 from pipeline.code_digest import code_digest
 from pipeline.declaration import StageDeclaration, StageSpec
 from pipeline.evidence import Evidence, gather
-from pipeline.keys import Manifest, read_manifest
 from pipeline.lifecycle import alive
 from pipeline.schema import CONF, check, stage_config
 from pipeline.seal import SEAL_TAG
@@ -131,9 +139,9 @@ class _Audit:
                     parts.append(part)
                     if (spec := specs.get(stage)) is not None and config is not None:
                         self._rederive(spec, config, found, part)
-        own.findings += _inputs_that_do_not_fit(specs, found)
-        own.findings += _summary_faults(evidence, run, found)
-        own.findings += _strangers(self.store, run, {made_by for _, _, made_by in told})
+        own.findings += inputs_that_do_not_fit(specs, found)
+        own.findings += summary_faults(evidence, run, found)
+        own.findings += strangers(self.store, run, {made_by for _, _, made_by in told})
         return parts
 
     def _declared(self, evidence: Evidence, own: Part) -> tuple[dict[str, StageSpec], DictConfig | None]:
@@ -159,8 +167,8 @@ class _Audit:
                 return None
             evidence = gather(self.store, stage_run, self.temporary)
             part = Part(stage, made_by, state, [evidence.counts()], evidence.findings, evidence.remarks)
-            part.findings += _manifest_faults(evidence, stage)
-            part.findings += _misplaced(self.store, stage_run)
+            part.findings += manifest_faults(evidence, stage)
+            part.findings += misplaced(self.store, stage_run)
             self.seen[made_by] = evidence, part
         evidence, part = self.seen[made_by]
         sealed = run.data.tags.get(f"{SEAL_TAG}.{stage}")
@@ -170,13 +178,13 @@ class _Audit:
             )
         prefix = f"{stage}."
         told = {k.removeprefix(prefix): v for k, v in run.data.metrics.items() if k.startswith(prefix)}
-        if _text(told) != _text(evidence.run.data.metrics):
+        if metrics_text(told) != metrics_text(evidence.run.data.metrics):
             own.findings.append(f"its metrics of {stage} are not those of the {stage} run {made_by[:8]}")
         return part
 
     def _rederive(self, spec: StageSpec, config: DictConfig, found: dict[str, Evidence], part: Part) -> None:
         evidence, dotted = found[spec.name], _auditors().get(spec.target)
-        manifest = _manifest(evidence)
+        manifest = manifest_of(evidence)
         if manifest is None or not set(spec.outputs) <= set(manifest.outputs):
             return  # it failed before it had results, or lost its manifest, which is told already
         if dotted is None:
@@ -219,78 +227,6 @@ def _stages_of(run: Run, order: list[str]) -> list[tuple[str, str, str]]:
         if name.startswith(prefix) and made_by:
             found.append((name.removeprefix(prefix), state, made_by))
     return sorted(found, key=lambda each: order.index(each[0]) if each[0] in order else len(order))
-
-
-def _manifest(evidence: Evidence) -> Manifest | None:
-    try:
-        return read_manifest(evidence.folder / paths.MANIFEST)
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def _manifest_faults(evidence: Evidence, stage: str) -> Iterator[str]:
-    manifest, tags = _manifest(evidence), evidence.run.data.tags
-    if manifest is None:
-        if evidence.run.info.status == "FINISHED":
-            yield f"{paths.MANIFEST} is gone or cannot be read"
-        return
-    if manifest.stage != stage:
-        yield f"{paths.MANIFEST} is that of a {manifest.stage} stage"
-    if manifest.parts().key != manifest.key:
-        yield f"the key in {paths.MANIFEST} is not the one that its code, config, inputs and environment give"
-    if manifest.key != tags.get(f"{TAG}key"):
-        yield f"the key in {paths.MANIFEST} is not that of the tag {TAG}key"
-    for name, digest in manifest.outputs.items():
-        file = evidence.folder / name
-        if file.is_file() and paths.sha256(file) != digest:
-            yield f"{name} is not the output that {paths.MANIFEST} names"
-
-
-def _inputs_that_do_not_fit(specs: dict[str, StageSpec], found: dict[str, Evidence]) -> Iterator[str]:
-    for name, evidence in found.items():
-        manifest, spec = _manifest(evidence), specs.get(name)
-        if manifest is None or spec is None:
-            continue
-        for key, (origin, file) in spec.inputs.items():
-            made = _manifest(found[origin]) if origin in found else None
-            if made is not None and manifest.inputs.get(key) != made.outputs.get(file):
-                yield f"the {key} that its {name} worked on is not the {file} that its {origin} made"
-
-
-def _summary_faults(evidence: Evidence, run: Run, found: dict[str, Evidence]) -> Iterator[str]:
-    try:
-        summary: dict[str, Any] = json.loads((evidence.folder / paths.SUMMARY).read_text(encoding="utf-8"))
-        stages, tags = summary["stages"], run.data.tags
-        if (summary["run_id"], summary["status"]) != (run.info.run_id, tags.get(f"{TAG}outcome")):
-            yield f"{paths.SUMMARY} is not of this run, or tells another outcome"
-        for name, state in stages.items():
-            text = f"{state['state']} {state['run_id'] or ''}".strip()
-            if text != tags.get(f"{TAG}stage.{name}"):
-                yield f"{paths.SUMMARY} says {text} of {name}, and the tag {TAG}stage.{name} something else"
-            if name in found and _text(state["metrics"]) != _text(found[name].run.data.metrics):
-                yield f"{paths.SUMMARY} has other metrics of {name} than its run"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        yield f"{paths.SUMMARY} is gone or cannot be read"
-
-
-def _misplaced(store: Store, run: Run) -> Iterator[str]:
-    if run.info.lifecycle_stage != "active":
-        yield "it was deleted in MLflow, so that nobody sees it there"
-    if run.info.experiment_id != store.experiment_id:
-        yield f"it was put into the experiment {run.info.experiment_id}"
-
-
-def _strangers(store: Store, run: Run, known: set[str]) -> Iterator[str]:
-    """Stage runs that someone put below a run which came to its end."""
-    if run.info.status != "FINISHED":  # one that was interrupted may not have heard of its last stage
-        return
-    for child in store.search(f"tags.`mlflow.parentRunId` = '{run.info.run_id}'", limit=1000):
-        if child.info.run_id not in known:
-            yield f"the run {child.info.run_id[:8]} ({child.info.run_name}) is below it, and is none of its stages"
-
-
-def _text(metrics: dict[str, float]) -> str:
-    return json.dumps({name: float(value) for name, value in metrics.items()}, sort_keys=True)  # in which NaN is NaN
 
 
 def render(report: Report, *, as_json: bool) -> str:
