@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MARGINS = 0.8, 0.25, 0.42, 0.55
 """Inches left, right, above and below, for titles, labels and ticks. To let matplotlib find them takes longer than to draw."""
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#718096"
+TICKS = 6
 OTHERS = ("black", "#2f855a", "#b83280")
 
 
@@ -27,7 +28,7 @@ def heat_map(
     figure = _figure(size)
     axes = figure.subplots()
     image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis")
-    axes.set(title=title, xlabel=x, ylabel=y)
+    _name(axes, title, x, y)
     _count(axes.xaxis, axes.yaxis)
     figure.colorbar(image, label=unit)
     return figure
@@ -62,7 +63,7 @@ def side_by_side(
     low, high = float(min(left.min(), right.min())), float(max(left.max(), right.max()))
     for axes, values, title in zip(both, (left, right), titles, strict=True):
         image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis", vmin=low, vmax=high)
-        axes.set(title=title, xlabel=x)
+        _name(axes, title, x)
         _count(axes.xaxis, axes.yaxis)
     first.set_ylabel(y)
     figure.colorbar(image, ax=both, label=unit)
@@ -72,16 +73,23 @@ def side_by_side(
 
 
 def _draw_bars(axes: Axes, bars: Bars) -> None:
-    for index, (name, values) in enumerate(bars.series.items()):
-        colour = (GREY, BLUE, ORANGE)[index % 3]
-        axes.bar(
-            np.arange(len(values)), values, 0.84 - 0.4 * index, color=colour, alpha=1 if index else 0.5, label=name
-        )
+    """Each series as one shape, since there may be hundreds of bars."""
+    from matplotlib.collections import PolyCollection
+
     name, level = bars.level
+    for index, (series, values) in enumerate(bars.series.items()):
+        half, x, zero = 0.42 - 0.2 * index, np.arange(len(values)), np.zeros(len(values))
+        corners = (x - half, zero), (x - half, values), (x + half, values), (x + half, zero)
+        shape = np.stack([np.stack(corner, axis=-1) for corner in corners], axis=1)
+        colour = (GREY, BLUE, ORANGE)[index % 3]
+        axes.add_collection(PolyCollection(list(shape), facecolor=colour, alpha=1 if index else 0.5, label=series))
+        axes.set_xlim(-1, len(values))
     axes.axhline(level, color=ORANGE, linestyle="--", label=name)
-    axes.set(title=bars.title, xlabel=bars.x, ylabel=bars.y)
+    highest = max(level, *(float(values.max()) for values in bars.series.values()))
+    axes.set_ylim(0, 1.2 * highest or 1)  # the legend lies above
+    _name(axes, bars.title, bars.x, bars.y)
     _count(axes.xaxis)
-    axes.legend(frameon=False, ncols=3, fontsize="small")
+    axes.legend(frameon=False, ncols=3, fontsize="small", loc="upper right")
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -93,7 +101,7 @@ def lines(
     axes = figure.subplots()
     for (name, values), colour in zip(series.items(), cycle((GREY, BLUE, ORANGE, *OTHERS)), strict=False):
         axes.plot(values, color=colour, label=name)
-    axes.set(title=title, xlabel=x, ylabel=y)
+    _name(axes, title, x, y)
     _count(axes.xaxis)
     axes.ticklabel_format(axis="y", scilimits=(-4, 5))  # longer numbers would need a wider margin
     axes.legend(frameon=False)
@@ -117,11 +125,17 @@ def curves(
         axes.plot(across, up, color=colour, label=name, marker="." if len(across) < 12 else None)
     for (name, point), marker in zip(marks.items(), cycle("oDs^"), strict=False):
         axes.plot(*point, marker, color="black", fillstyle="none", markersize=9, label=name)
-    axes.set(title=title, xlabel=x, ylabel=y)
+    _name(axes, title, x, y)
     axes.ticklabel_format(axis="y", scilimits=(-4, 5))  # longer numbers would need a wider margin
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _name(axes: Axes, title: str, x: str, y: str = "") -> None:
+    """Titles. That of `axes` has its place, since for matplotlib to look for one takes long."""
+    axes.set_title(title, y=1.0)
+    axes.set(xlabel=x, ylabel=y)
 
 
 def _count(*axes: Axis) -> None:
@@ -129,7 +143,7 @@ def _count(*axes: Axis) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for axis in axes:
-        axis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_major_locator(MaxNLocator(TICKS, integer=True))
 
 
 def _figure(size: tuple[float, float]) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -35,6 +36,9 @@ from stages.topology import Topology
 
 BUDGET_ATTEMPTS, BUDGET_EFFORT = 24, 10_000_000
 """Attempts a layer for each step of the budget curve; fewer where attempts x slots x ranks would be more than that."""
+MOST_TRIED = 1_000
+_TRIED: dict[tuple[object, ...], Floats] = {}
+"""Balancedness [L] of what was tried for budget curves in this process: those of a sweep's points have most in common."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,19 @@ class Solver:
     def budget_curve(self, load: Loads, even: int) -> Budget:
         """What redundant experts buy in [L, E] `load`, up to some steps beyond `even` in each layer."""
         as_floats = np.asarray(load, dtype=np.float64)
+        of_load = (as_floats.shape, hashlib.sha256(as_floats.tobytes()).digest())
 
         def balance_with(slots: Ints) -> Floats:
             capacity = capacity_of(slots, self.topology.ranks)
             current = contiguous_within(capacity, self.experts)
             problem = replace(self.problem(as_floats, current), capacity=capacity)
             attempts = min(BUDGET_ATTEMPTS, max(1, BUDGET_EFFORT // int(slots.max() * self.topology.ranks)))
-            return balance_from_scratch(problem, self.options, self.seed, attempts)
+            tried = (of_load, slots.tobytes(), repr(self.topology), self.num_groups, self.options.locality, self.seed)
+            if tried not in _TRIED:
+                if len(_TRIED) == MOST_TRIED:
+                    _TRIED.clear()
+                _TRIED[tried] = balance_from_scratch(problem, self.options, self.seed, attempts)
+            return _TRIED[tried]
 
         return budget_of(balance_with, len(as_floats), self.experts, self.topology.ranks, even + MORE + 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.expert_map import contiguous_map
+from stages.load import LoadStats
+from stages.model import ModelSpec, TensorSpec
+from stages.solvers import solver
+from stages.solvers.local_search import balance_from_scratch
 from stages.solvers.options import PlaceOptions
 from stages.solvers.slots import (
     Budget,
@@ -20,6 +25,7 @@ from stages.solvers.slots import (
     spent_where_it_helps,
     total_steps,
 )
+from stages.topology import Topology
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -57,6 +63,37 @@ def test_a_budget_ends_where_every_rank_can_hold_every_expert() -> None:
     budget = budget_of(balance_with, 2, experts=3, ranks=2, tried=100)
     assert asked == [[4, 4], [6, 6]]
     assert spent_where_it_helps(budget, 2).tolist() == [0, 0]  # more buys nothing
+
+
+def test_budget_curves_share_what_they_try_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = np.random.default_rng(0).lognormal(4, 1, (2, 3, 16)).astype(np.int64)
+    model = ModelSpec(top_k=2, num_groups=4, tensors=[TensorSpec("w", [64], "uint8")])
+    searched: list[None] = []
+
+    def search(*args: Any) -> Any:
+        searched.append(None)
+        return balance_from_scratch(*args)
+
+    monkeypatch.setattr(solver, "balance_from_scratch", search)
+
+    def curve(load: int, nodes: int, locality: str, seed: int, even: int) -> list[Any]:
+        options = PlaceOptions(algorithm="local_search", locality=locality)
+        topology = Topology(nodes=nodes, gpus_per_node=4 // nodes)
+        made = solver.solver_of(options, model, topology, seed, LoadStats(loads[load][None]))
+        return made.budget_curve(loads[load], even).balance.tolist()
+
+    cases = [(0, 2, "none", 0), (1, 2, "none", 0), (0, 1, "none", 0), (0, 2, "node_groups", 0), (0, 2, "none", 1)]
+    known: dict[tuple[object, ...], Any] = {}
+    monkeypatch.setattr(solver, "_TRIED", known)
+    together = [curve(*case, even) for case in cases for even in (1, 3)]
+    assert len(searched) == len(known) == 7 * len(cases)  # those of the shorter curve are among the longer's
+    alone = []
+    for case in cases:
+        for even in (1, 3):
+            known.clear()
+            alone.append(curve(*case, even))
+    assert together == alone
+    assert len({str(each) for each in alone}) == 2 * (len(cases) - 1)  # without groups nodes make no difference
 
 
 @pytest.mark.parametrize(
