@@ -8,81 +8,108 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.distributed as dist
 
-from stages.direct import direct_transfers
-from stages.expert_map import slots_for
+from stages.expert_map import ExpertMap
 from stages.model import ModelSpec
+from stages.needs import needs_between
+from stages.plan.policies import schedule
 from stages.synthetic import truth
 from stages.topology import Topology
+from stages.transfers import TransferPlan
 from stages.update import calibrate, pipelined, reference
 from stages.update.config import UpdateOptions, UpdateStageConfig
+from stages.update.exchange import exchange
 from stages.update.foretold import foretold
 from stages.update.job import make_job
-from stages.update.link import connect_all, measure_link
+from stages.update.link import connect_all
 from stages.update.nccl_memory import registrable
 from stages.update.peak import Peak
 from stages.update.rank import Rank
 from stages.update.weights import allocate, checksums, fill
-from tests.gpu.models import random_map
 
+GROUP_OPS, LINK_TRIES = 64, 3
 VARIANTS = {
     "reference": {"executor": "reference"},
     "nccl": {"transport": "nccl"},
     "nccl, unchecked": {"transport": "nccl", "verify_before_commit": False},
     "peer": {"transport": "peer"},
     "peer, unchecked": {"transport": "peer", "verify_before_commit": False},
-    "nccl, least staging": {"transport": "nccl", "staging_mib": 64},
-    "peer, least staging": {"transport": "peer", "staging_mib": 64},
     "gloo": {},
     "gloo, unchecked": {"verify_before_commit": False},
 }
 
 
 @dataclass(frozen=True)
+class Way:
+    """A plan by `policy` for ranks that are counted to so many `nodes`."""
+
+    nodes: int
+    policy: str
+    plan: TransferPlan
+
+    @classmethod
+    def of(cls, policy: str, old: ExpertMap, new: ExpertMap, topology: Topology, model: ModelSpec) -> Way:
+        needs = needs_between(old, new, topology.ranks)
+        found = schedule(policy, needs, topology, len(old), model.expert_bytes, len(model.tensors), GROUP_OPS)
+        return cls(topology.nodes, policy, found.transfers)
+
+
+@dataclass(frozen=True)
 class Question:
-    """What all ranks must know of one benchmark."""
+    """What all ranks must know of one benchmark: what moves from `old` to `new` [L, P], and how.
+
+    `stagings`: MiB, for the variants that batches are made for; the reference executor stages a layer.
+    """
 
     model: ModelSpec
-    redundant: int
+    old: ExpertMap
+    new: ExpertMap
+    ways: tuple[Way, ...]
     variants: tuple[str, ...]
+    stagings: tuple[float, ...]
     repeats: int
-    staging_mib: float
-    least_mib: float
     link_mib: int
     oversubscribe: bool
-    nodes: int
     journal: str
+
+    def runs(self) -> list[tuple[Way, str, float]]:
+        """Each way by each variant with each staging, but the reference once."""
+        return [
+            (way, variant, staging)
+            for way in self.ways
+            for variant in self.variants
+            for staging in (self.stagings[:1] if variant == "reference" else self.stagings)
+        ]
 
 
 def measure(rank: Rank, question: Question, found: Path) -> None:
-    model = question.model
+    model, old, new = question.model, question.old, question.new
     assert model.layers is not None
     assert model.experts is not None
-    rng = np.random.default_rng(0)
-    slots = slots_for(model.experts, question.redundant, rank.ranks)
-    old, new = (random_map(rng, model.layers, model.experts, slots) for _ in range(2))
-    topology = Topology(nodes=question.nodes, gpus_per_node=rank.ranks // question.nodes)
-    plan = direct_transfers(old, new, rank.ranks, topology.gpus_per_node, model.expert_bytes)
-    job = make_job(old, new, plan, rank.ranks, topology.gpus_per_node, model.expert_bytes)
-    own = slice(rank.rank * job.slots_per_rank, (rank.rank + 1) * job.slots_per_rank)
+    slots = old.shape[1] // rank.ranks
+    own = slice(rank.rank * slots, (rank.rank + 1) * slots)
     with registrable(rank.device):
-        weights = allocate(model.scaled_tensors(), model.layers, job.slots_per_rank, rank.device)
+        weights = allocate(model.scaled_tensors(), model.layers, slots, rank.device)
     layer, expert = (index.ravel() for index in np.indices((model.layers, model.experts)))
     expected = truth(model.scaled_tensors(), 0, layer, expert, rank.device.type)
     expected = expected.reshape(model.layers, model.experts, -1)
     connect_all(rank)
-    calibrated = calibrate.measure(rank, replace(topology))
+    calibrated = {
+        nodes: calibrate.measure(rank, Topology(nodes=nodes, gpus_per_node=rank.ranks // nodes))
+        for nodes in dict.fromkeys(way.nodes for way in question.ways)
+    }
     results = []
     for repeat in range(question.repeats + 1):
-        link = measure_link(rank, question.link_mib)
-        for name in question.variants:
+        link = measure_all_to_all(rank, question.link_mib)
+        for way, name, staging in question.runs():
+            topology = Topology(nodes=way.nodes, gpus_per_node=rank.ranks // way.nodes)
+            job = make_job(old, new, way.plan, rank.ranks, topology.gpus_per_node, model.expert_bytes)
             options = UpdateOptions(
-                staging_mib=question.staging_mib, oversubscribe=question.oversubscribe, journal=question.journal
+                staging_mib=staging, oversubscribe=question.oversubscribe, journal=question.journal, **VARIANTS[name]
             )
-            changes = dict(VARIANTS[name])
-            if "staging_mib" in changes:
-                changes["staging_mib"] = question.least_mib
-            config = UpdateStageConfig(replace(options, **changes), model, topology)
+            config = UpdateStageConfig(options, model, topology)
             fill(weights, config, old[:, own])
             rank.synchronize()
             began = time.perf_counter()
@@ -104,14 +131,35 @@ def measure(rank: Rank, question: Question, found: Path) -> None:
             del run
             if rank.rank == 0:
                 received = int(job.received_bytes().max())
-                way = "peer" if config.update.transport == "peer" else rank.backend
-                predicted = foretold(replace(config, topology=calibrated), job, way).seconds
+                transport = "peer" if config.update.transport == "peer" else rank.backend
+                predicted = foretold(replace(config, topology=calibrated[way.nodes]), job, transport).seconds
                 results.append({
-                    "model": model.name, "variant": name, "repeat": repeat, "seconds": seconds, "predicted": predicted,
+                    "model": f"{model.name}:{model.layers}", "nodes": way.nodes, "policy": way.policy, "variant": name,
+                    "asked_mib": staging, "repeat": repeat, "seconds": seconds, "predicted": predicted,
                     "link": link, "wrong": wrong,
                     "received": received, "gb_per_s": received / seconds / 1e9, "efficiency": received / seconds / 1e9 / link,
                     "staging": moved.staging_bytes, "peak": taken, "compile": compiled, "batches": moved.batches,
-                    "split": split, "slots": slots, "moved": int(job.received_bytes().sum()),
+                    "split": split, "slots": old.shape[1], "moved": int(job.received_bytes().sum()),
                 })  # fmt: skip
     if rank.rank == 0:
         found.write_text(json.dumps(results))
+
+
+def measure_all_to_all(rank: Rank, mib: int) -> float:
+    """GB/s into each rank, and out of it, when all send `mib` MiB in equal parts to all others at once; the best of a
+    few tries after a warm-up."""
+    others = [peer for peer in range(rank.ranks) if peer != rank.rank]
+    part = (mib << 20) // len(others)
+    outgoing = torch.zeros(len(others), part, dtype=torch.uint8, device=rank.device)
+    incoming = torch.empty_like(outgoing)
+    best = float("inf")
+    for attempt in range(1 + LINK_TRIES):
+        rank.barrier()
+        begin = time.perf_counter()
+        sends = [dist.P2POp(dist.isend, row, peer) for row, peer in zip(outgoing, others, strict=True)]
+        exchange(sends + [dist.P2POp(dist.irecv, row, peer) for row, peer in zip(incoming, others, strict=True)])
+        rank.synchronize()
+        seconds = rank.slowest(time.perf_counter() - begin)
+        if attempt:
+            best = min(best, seconds)
+    return outgoing.nbytes / best / 1e9

@@ -27,7 +27,7 @@ from tests.stages.update.trouble import Trouble
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(len(gpus()) < 2, reason="needs two GPUs")]
 
-TRANSPORTS = ("nccl", "peer")
+TRANSPORTS, EIGHT = ("nccl", "peer"), 8
 CYCLES = Case(nodes=2, slots_per_rank=6, experts=12, layers=4, kind="permutation", staged=2)
 REPLICAS = Case(nodes=1, slots_per_rank=6, experts=8, layers=3, staged=3)
 ROOMY = replace(CYCLES, layers=12, staged=12)
@@ -135,3 +135,37 @@ def test_no_disk_for_the_journal(place: functools.partial[Place], what: str, whe
     assert str(error).startswith(f"rank 1 failed {where}: "), str(error)
     assert "File too large" in str(error)
     here.check_the_next_run(min(count or 0 for count in holdings.committed))
+
+
+@pytest.fixture(params=TRANSPORTS)
+def wide(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """A rank on each of four GPUs or more; on fewer, eight ranks that share them. Two nodes, relays included."""
+    shared = len(gpus()) < 4
+    if shared and request.param == "peer":
+        pytest.skip("needs four GPUs")
+    monkeypatch.chdir(tmp_path)
+    case = Case(nodes=2, slots_per_rank=3, experts=11, layers=6, kind="random", rows="planned relay", staged=4)
+    here = Place(tmp_path, monkeypatch, case, EIGHT if shared else len(gpus()), transport=request.param)
+    here.set(oversubscribe=shared)
+    return here
+
+
+def test_a_bit_that_flips_once_among_many_ranks(wide: Place) -> None:
+    execution = read_execution(wide.run(Trouble("flip", batch=2, times=1)) / "execution.json")
+    assert execution.resent == 1
+    after = read_checksums(wide.folder / "run1" / "checksums.parquet").after
+    assert_holds(wide.job, wide.config, wide.job.new, after)
+
+
+def test_a_bit_that_always_flips_among_many_ranks(wide: Place) -> None:
+    error, holdings = wide.fail(Trouble("flip", 1))
+    assert isinstance(error, Corruption)
+    wide.check_the_next_run(wide.check_the_stop(error, holdings, "flip", 1))
+
+
+def test_a_rank_of_many_that_is_killed(wide: Place) -> None:
+    error, holdings = wide.fail(Trouble("kill_after", batch=2))
+    assert isinstance(error, RanksLost)
+    assert re.match(r"rank 1 was killed by SIGKILL in batch 3 of the update; slots 3-5 ", str(error)), str(error)
+    assert holdings.lost_ranks == [1]
+    wide.check_the_next_run(min(count or 0 for count in holdings.committed))

@@ -2,7 +2,7 @@
 
 PYTHONPATH=. python -m pytest -m gpu tests/gpu/test_update_nccl.py
 
-With two GPUs the ranks have one each; in any case several ranks also share GPUs, over sockets.
+With two GPUs or more the ranks have one each; in any case several ranks also share GPUs, over sockets.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not gpus(), reason="needs a GP
 
 SEATS = [pytest.param(2, False, id="a GPU each", marks=pytest.mark.skipif(len(gpus()) < 2, reason="needs two GPUs"))]
 SEATS += [pytest.param(4, True, id="shared GPUs")]
+if len(gpus()) > 2:
+    SEATS.append(pytest.param(len(gpus()), False, id="all GPUs"))
 CASES = [
     Case(nodes=1, slots_per_rank=6, experts=10),
     Case(nodes=2, slots_per_rank=4, experts=8, kind="permutation", layers=6),
@@ -42,10 +44,16 @@ CASES = [
     Case(nodes=2, slots_per_rank=5, experts=10, rows="relay"),
 ]
 TRANSPORTS = ("nccl", "peer")
-EIGHT = [
-    Case(nodes=2, slots_per_rank=3, experts=16, rows="relay"),
-    Case(nodes=2, slots_per_rank=3, experts=24, kind="permutation"),
-    Case(nodes=2, slots_per_rank=3, experts=18, kind="empty", rows="planned relay"),
+EIGHT = 8
+OF_EIGHT = [
+    Case(nodes=nodes, slots_per_rank=3, experts=experts, kind=kind, rows=rows)
+    for nodes in (1, 2, 4)
+    for experts, kind, rows in (
+        (16, "random", "relay"),
+        (24, "permutation", "api"),
+        (18, "empty", "planned relay"),
+        (18, "empty", "planned direct"),
+    )
 ]
 SHAPES = [[1], [3], [5], [1024], [1023], [4096], [64, 1025], [7, 13, 11], [3, 700_001]]
 
@@ -79,29 +87,34 @@ def test_every_slot_holds_its_expert(ranks: int, shared: bool, tmp_path: Path) -
     assert int((tmp_path / "compared").read_text()) == filled * len(TENSORS)
 
 
+@pytest.mark.parametrize("ranks", [seat.values[0] for seat in SEATS if not seat.values[1]])
 @pytest.mark.skipif(len(gpus()) < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("verify", [True, False], ids=["verified", "unverified"])
 def test_every_slot_holds_its_expert_pipelined(
-    transport: str, verify: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ranks: int, transport: str, verify: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With staging for two experts, for three, and for more than there are."""
     monkeypatch.chdir(tmp_path)
     cases = [replace(case, staged=staged) for case in CASES for staged in (2, 3, 40)]
     entry = partial(run_cases, transport=transport, verify_before_commit=verify)
-    launch(entry, (cases, tmp_path / "compared"), 2, backend="nccl")
-    filled = sum(int((m >= 0).sum()) for case in cases for m in maps_of(case, 2))
+    launch(entry, (cases, tmp_path / "compared"), ranks, backend="nccl")
+    filled = sum(int((m >= 0).sum()) for case in cases for m in maps_of(case, ranks))
     assert int((tmp_path / "compared").read_text()) == filled * len(TENSORS)
 
 
-@pytest.mark.skipif(len(gpus()) < 2, reason="needs two GPUs")
-def test_eight_ranks_on_two_gpus_as_two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each rank is a host of its own to NCCL; experts go by way of other ranks, too."""
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+def test_eight_ranks(transport: str, nodes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts go by way of other ranks, too. Where there are fewer GPUs, ranks share them, each a host of its own to NCCL."""
+    shared = len(gpus()) < EIGHT
+    if shared and transport == "peer":
+        pytest.skip("needs eight GPUs")
     monkeypatch.chdir(tmp_path)
-    cases = [replace(case, staged=staged) for case in EIGHT for staged in (None, 2, 8)]
-    entry = partial(run_cases, oversubscribe=True)
-    launch(entry, (cases, tmp_path / "compared"), 8, backend="nccl", oversubscribe=True, timeout_seconds=300)
-    filled = sum(int((m >= 0).sum()) for case in cases for m in maps_of(case, 8))
+    cases = [replace(case, staged=staged) for case in OF_EIGHT if case.nodes == nodes for staged in (None, 2, 8)]
+    entry = partial(run_cases, oversubscribe=shared, transport=transport)
+    launch(entry, (cases, tmp_path / "compared"), EIGHT, backend="nccl", oversubscribe=shared, timeout_seconds=300)
+    filled = sum(int((m >= 0).sum()) for case in cases for m in maps_of(case, EIGHT))
     assert int((tmp_path / "compared").read_text()) == filled * len(TENSORS)
 
 
