@@ -40,7 +40,8 @@ def predict_reference(
 
     `one_group`: all operations of a layer go out at once, as the published updater does with `direct`; else each
     round is a group. Where `device.layer_message_us` is known a GPU carries them out: a host queues them, layers ahead
-    of it where it can, and whichever of the two has more to do sets the pace.
+    of it where it can, and whichever of the two has more to do sets the pace; there NCCL cuts a layer's messages into
+    kernels that do not fill the link (`device.layer_share`).
     """
     order = np.arange(len(plan)) if one_group else np.lexsort((plan.round, plan.layer))
     plan = plan.select(order)
@@ -53,7 +54,7 @@ def predict_reference(
     through = np.cumsum(host.sum(axis=0))
     done = _finish(
         network, network.layer, groups, topology, tensors, _latencies(topology, device.batch_message_us),
-        through - host[1], after, barrier=False, curved=not queued,
+        through - host[1], after, barrier=False, curved=not queued, share=device.layer_share if queued else 1.0,
     )  # fmt: skip
     done = np.maximum(done, through)
     return Prediction("reference", float(done.max(initial=0.0)), np.diff(done, prepend=0.0))
@@ -154,7 +155,7 @@ def busiest_link(plan: TransferPlan, topology: Topology) -> tuple[str, float]:
 
 def _finish(
     network: TransferPlan, part: Ints, group: Ints, topology: Topology, messages: int, latencies: Floats,
-    ready: Floats, after: Floats, *, barrier: bool, curved: bool = True,
+    ready: Floats, after: Floats, *, barrier: bool, curved: bool = True, share: float = 1.0,
 ) -> Floats:  # fmt: skip
     from stages.clocks import finish_times
 
@@ -168,7 +169,7 @@ def _finish(
         network.bytes.astype(np.float64),
         float(messages),
         topology.gpus_per_node,
-        np.array([link.gb_per_s * 1e9 for link in links]),
+        np.array([link.gb_per_s * 1e9 * share for link in links]),
         latencies,
         np.cumsum([0, *(len(sizes) for sizes, _ in curves)]),
         np.concatenate([sizes for sizes, _ in curves]),

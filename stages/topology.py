@@ -93,6 +93,7 @@ class Device:
     layer_message_us:  queueing a message or a copy of the reference executor (one tensor of one expert), which a host
                        does ahead of its GPU; null: nothing is queued, and a message takes the latency of its link
     batch_message_us:  a message of the pipelined executor beside its bytes; null: the latency of its link
+    layer_share:       of the speed of its links, what the many messages of a layer reach together where they are queued
     """
 
     copy_gb_per_s: float = 5.0
@@ -101,6 +102,7 @@ class Device:
     batch_us: float = 0.0
     layer_message_us: float | None = None
     batch_message_us: float | None = None
+    layer_share: float = 1.0
 
 
 @dataclass
@@ -145,6 +147,10 @@ class Topology:
                 raise BadInput(
                     f"topology.device.{key}={getattr(self.device, key)} is not possible: it must be above 0."
                 )
+        if not 0 < self.device.layer_share <= 1:
+            raise BadInput(
+                f"topology.device.layer_share={self.device.layer_share} is not possible: it must be above 0 and at most 1."
+            )
         for key in ("layer_us", "batch_us", "layer_message_us", "batch_message_us"):
             if not 0 <= (getattr(self.device, key) or 0) < math.inf:
                 raise BadInput(f"topology.device.{key}={getattr(self.device, key)} must not be negative.")

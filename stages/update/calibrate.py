@@ -201,11 +201,11 @@ def _timed(rank: Rank, action: Callable[[], object], times: int) -> float:
 
 def _measure_device(rank: Rank, topology: Topology) -> Device:
     """Copies and checksums of a large message, by all ranks at once; a layer in which nothing moves; a vote."""
-    size = LARGEST[rank.backend] // 4
+    size = LARGEST[rank.backend]
     outgoing, incoming = (_buffer(rank, side, size) for side in range(2))
     copying = _seconds(rank, lambda: incoming.copy_(outgoing))
-    hashing, less = (_seconds(rank, partial(checksum_rows, outgoing[:n].view(SLOTS, -1))) for n in (size, size // 4))
-    hashing = max(hashing / 10, (hashing - less) / 3 * 4)  # beside what each call costs
+    hashing, less = (_seconds(rank, partial(checksum_rows, outgoing[:n].view(SLOTS, -1))) for n in (size, size // 2))
+    hashing = max(hashing / 10, (hashing - less) * 2)  # beside what each call costs; half is long beside a call, too
     slots = [torch.zeros((SLOTS, LAYER_ELEMENTS), device=rank.device)]
     buffers, experts = create_temp_buffers(slots), list(range(SLOTS * rank.ranks))
 

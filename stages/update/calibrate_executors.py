@@ -29,7 +29,8 @@ from stages.update.weights import allocate
 
 KIB = 1 << 10
 MIB = 1 << 20
-STARTS = (0.5, 4.0, 30.0, 250.0, 2000.0)
+STARTS, SHARES = (0.5, 4.0, 30.0, 250.0, 2000.0), (0.45, 0.6, 0.8, 1.0)
+LEAST_SHARE = 0.05
 TRIES = 6
 """The first brings up what later ones use."""
 
@@ -51,6 +52,8 @@ PROBES = {
         Probe(6, 64, (4 * MIB, 4 * MIB, 4 * MIB, 3 * KIB, 3 * KIB, 3 * KIB)),
         Probe(12, 72, (MIB, MIB, MIB)),
         Probe(8, 48, (4 * MIB, 4 * MIB)),
+        Probe(6, 24, (32 * MIB, 16 * MIB)),
+        Probe(8, 40, (16 * MIB, 8 * MIB)),
     ),
     "pipelined": (
         Probe(16, 24, (4 * MIB, 4 * MIB)),
@@ -67,34 +70,41 @@ def measure_executors(rank: Rank, topology: Topology, probes: Mapping[str, Seque
     bare = replace(
         topology, device=replace(device, layer_us=0.0, batch_us=0.0, layer_message_us=0.0, batch_message_us=0.0)
     )
-    found = {}
-    for executor, part in (("reference", "layer"), ("pipelined", "batch")):
+    found: dict[str, float] = {}
+    for executor, names in (
+        ("reference", ("layer_us", "layer_message_us", "layer_share")),
+        ("pipelined", ("batch_us", "batch_message_us")),
+    ):
         tried = [_try(rank, bare, executor, probe) for probe in probes[executor]]
 
-        def predicted(part_us: float, message_us: float, part: str = part, tried: list[_Tried] = tried) -> Floats:
-            given = {f"{part}_us": part_us, f"{part}_message_us": message_us}
+        def predicted(*values: float, names: tuple[str, ...] = names, tried: list[_Tried] = tried) -> Floats:
+            given = dict(zip(names, values, strict=True))
             return np.array([one.predicted(rank.backend, **given) for one in tried])
 
-        found[f"{part}_us"], found[f"{part}_message_us"] = fit(np.array([one.seconds for one in tried]), predicted)
+        values = fit(np.array([one.seconds for one in tried]), predicted, share=names[-1] == "layer_share")
+        found |= dict(zip(names, values, strict=True))
     return replace(device, **found)
 
 
-def fit(seconds: Floats, predicted: Callable[[float, float], Floats]) -> tuple[float, float]:
-    """Microseconds of a part and of a message, neither below 0, with which `predicted` is nearest to `seconds`,
-    relatively. By the simplex of Nelder and Mead (1965), as where one of two sets the pace there are kinks."""
+def fit(seconds: Floats, predicted: Callable[..., Floats], *, share: bool = False) -> tuple[float, ...]:
+    """Microseconds of a part and of a message, neither below 0, and where asked for the `share` of the links' speed, with
+    which `predicted` is nearest to `seconds`, relatively. By the simplex of Nelder and Mead (1965), as where one of two
+    sets the pace there are kinks."""
     from scipy.optimize import minimize
 
     def off(given: Floats) -> float:
         return float(np.square(predicted(*given.tolist()) / seconds - 1).sum())
 
-    part, message = min(product(STARTS, STARTS), key=lambda both: off(np.array(both)))
-    start = np.array([[part, message], [part * 2, message], [part, message * 2]])
+    starts = [STARTS, STARTS, SHARES][: 2 + share]
+    first = np.array(min(product(*starts), key=lambda given: off(np.array(given))))
     found = minimize(
-        off, start[0], method="Nelder-Mead", bounds=[(0.0, None), (0.0, None)],
-        options={"initial_simplex": start, "xatol": 1e-2, "fatol": 1e-10, "maxfev": 400},
+        off, first, method="Nelder-Mead", bounds=[(0.0, None), (0.0, None), (LEAST_SHARE, 1.0)][: 2 + share],
+        options={
+            "initial_simplex": np.vstack([first, first * (1 + np.diag([1.0, 1.0, -0.1][: 2 + share]))]),
+            "xatol": 1e-3, "fatol": 1e-10, "maxfev": 600,
+        },
     )  # fmt: skip
-    part, message = found.x
-    return round(float(part), 3), round(float(message), 3)
+    return tuple(round(float(value), 3) for value in found.x)
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,7 @@ def main() -> int:
             print(f"== {model.name}, {model.layers} layers", flush=True)
             launch(measure, (question, Path(folder) / "found"), ranks, backend=backend, oversubscribe=shared)
             found = json.loads((Path(folder) / "found").read_text())
+            print(*dict.fromkeys(r["calibrated"] for r in found), sep="\n")
             for r in found:
                 print(one_line(r), flush=True)
             results += found

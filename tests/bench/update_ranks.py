@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -139,10 +139,16 @@ def measure(rank: Rank, question: Question, found: Path) -> None:
                     "link": link, "wrong": wrong,
                     "received": received, "gb_per_s": received / seconds / 1e9, "efficiency": received / seconds / 1e9 / link,
                     "staging": moved.staging_bytes, "peak": taken, "compile": compiled, "batches": moved.batches,
-                    "split": split, "slots": old.shape[1], "moved": int(job.received_bytes().sum()),
+                    "calibrated": described(calibrated[way.nodes]), "split": split, "slots": old.shape[1], "moved": int(job.received_bytes().sum()),
                 })  # fmt: skip
     if rank.rank == 0:
         found.write_text(json.dumps(results))
+
+
+def described(topology: Topology) -> str:
+    links = (f"{link.gb_per_s:.0f} GB/s" for link in (topology.links.within_node, topology.links.between_nodes))
+    device = ", ".join(f"{key} {value}" for key, value in asdict(topology.device).items())
+    return f"{topology.nodes} nodes: {' and '.join(links)}, {device}"
 
 
 def measure_all_to_all(rank: Rank, mib: int) -> float:

@@ -86,6 +86,13 @@ def test_a_host_queues_layers_ahead_of_its_gpu() -> None:
     assert seconds(local, topology(device=Device(1e12, 1e12, layer_message_us=1e5))) == pytest.approx([0.2 + 0.1])
 
 
+def test_many_messages_of_a_layer_share_less_than_the_link() -> None:
+    plan = hops((0, 0, 0, 2))
+    device = Device(1e12, 1e12, layer_message_us=0.0, layer_share=0.5)
+    assert seconds(plan, topology(device=device)) == pytest.approx([2.0])
+    assert seconds(plan, topology(device=replace(device, layer_message_us=None))) == pytest.approx([1.0])
+
+
 def test_a_layer_of_other_gpus_takes_its_time_once_it_is_queued() -> None:
     """A tenth of a second each on other GPUs, at once on the GPUs alone; but the second is queued after 5 s."""
     device = Device(1e12, 1e12, layer_us=2.5e6, layer_message_us=0.0)

@@ -258,7 +258,7 @@ def test_key_holds_what_can_change_the_result() -> None:
         "node_gb_per_s": None,
     }
     device: dict[str, float | None] = {"copy_gb_per_s": 1e9, "checksum_gb_per_s": 1e9, "layer_us": 0.0, "batch_us": 0.0}
-    device |= {"layer_message_us": None, "batch_message_us": None}
+    device |= {"layer_message_us": None, "batch_message_us": None, "layer_share": 1.0}
     assert config().key_config() == {
         "plan": {"policy": "direct", "group_ops": 64, "executor": "reference", "from_files": False},
         "model": {"tensors": [64, 16]},

@@ -80,6 +80,17 @@ def test_overheads_that_explain_the_times() -> None:
     assert fit(ahead(4000, 90), ahead) == pytest.approx((4000, 90), rel=1e-3)
 
 
+def test_a_share_of_the_link_that_explains_the_times() -> None:
+    """Of five updates two are held up by the host, three by the link."""
+    moving, parts, messages = np.array([1, 1, 30, 40, 50]) * 1e-3, np.full(5, 6.0), np.array([2e3, 4e3, 50, 80, 90])
+
+    def slower(part: float, message: float, share: float) -> Floats:
+        return np.maximum(moving / share, 1e-6 * (part * parts + message * messages))
+
+    assert fit(slower(900, 10, 0.55), slower, share=True) == pytest.approx((900, 10, 0.55), rel=0.01)
+    assert fit(slower(900, 10, 1.0), slower, share=True)[2] == pytest.approx(1, abs=1e-3)
+
+
 def test_executors_are_taken_apart_by_the_cost_model() -> None:
     """Over gloo too, where `calibrate` leaves it at what the links show."""
     launch(found_overheads, (Probe(2, 4, (1 << 16, 1 << 12)), Probe(3, 6, (1 << 14,))), 2, backend="gloo")
