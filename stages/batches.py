@@ -23,9 +23,13 @@ import numpy as np
 
 from stages.batches_compiled import Bools, sequence_of, simulate
 from stages.errors import BadInput
+from stages.staging import AREAS
 from stages.transfers import Ints, Kind, TransferPlan
 
 NONE = -1
+LAG = 2
+"""Batches from the one that frees a row of staging to the next that uses it: one is on its way meanwhile, and another
+where there is room and hops go out with it that forward what the batch before brought."""
 MOST_MIXED = 8
 """Layers at once; fewer where staging is small: a cycle that is open parks an expert."""
 
@@ -111,6 +115,7 @@ def cut(
     stage, commit, row, after = simulate(
         sequence, step, order, begin, reads, src, dst,
         ranks, rows, at_once, at_least or at_once, sends_at_once or len(network) + 1, slow, slow_at_once, early,
+        LAG + bool(phase.any() and rows >= AREAS * at_once),
     )  # fmt: skip
 
     whole = Batches(

@@ -57,7 +57,7 @@ def sequence_of(layer: Ints, reads: Ints, unit_of: Ints) -> Ints:  # pragma: no 
 def simulate(
     sequence: Ints, step: Ints, order: Ints, begin: Ints, reads: Ints, src: Ints, dst: Ints,
     ranks: int, rows: int, at_once: int, at_least: int, sends_at_once: int,
-    slow: Bools, slow_at_once: int, early: int,
+    slow: Bools, slow_at_once: int, early: int, lag: int,
 ) -> tuple[Ints, Ints, Ints, Ints]:  # pragma: no cover  # fmt: skip
     """Stage units in order of `sequence`, each rank as many as it has room for; commit what nobody waits for. Of each
     rank's rows all but one may be parked.
@@ -68,6 +68,8 @@ def simulate(
     With `slow_at_once` a rank sends and receives at most so many of the `slow` rows [n] in a batch, and units that wait
     for that, or for their sender, bar nobody: those behind them may go first, where a rank has fewer than `early` rows
     parked. The first that is left is always due, so that there is one that fits.
+
+    A row is used again when `lag` batches have passed since the one that freed it, earlier where nothing fits otherwise.
     """
     count, remaining = len(order), len(sequence)
     stage, commit, row = np.full(count, -1), np.full(count, -1), np.full(count, -1)
@@ -75,10 +77,10 @@ def simulate(
     for n in range(count):
         if reads[n] >= 0:
             readers[reads[n]] += 1
-    used_by = np.full((ranks, rows), -2)  # the batch whose commit freed this row; `count` while it is in use
+    used_by = np.full((ranks, rows), -lag)  # the batch whose commit freed this row; `count` while it is in use
     next_row = np.zeros(ranks, dtype=np.int64)
-    free = np.full(ranks, rows)  # rows that no commit of the batch before holds up
-    soon = np.zeros(ranks, dtype=np.int64)  # rows that the batch before gives back
+    free = np.full(ranks, rows)  # rows that no commit of the `lag` - 1 batches before holds up
+    soon = np.zeros((lag, ranks), dtype=np.int64)  # [n]: rows that the n-th batch before gives back
     barred = np.empty(ranks, dtype=np.bool_)
     arriving, leaving = np.zeros(ranks, dtype=np.int64), np.zeros(ranks, dtype=np.int64)
     entering, exiting = np.zeros(ranks, dtype=np.int64), np.zeros(ranks, dtype=np.int64)
@@ -96,7 +98,8 @@ def simulate(
         found = 0
         for rank in range(ranks):
             limit[rank] = min(at_once, max(at_least, (lacking[rank] + 3) // 4))
-        for lag in (2, 1):
+        for wait in range(lag, 0, -1):
+            room = free + soon[wait:].sum(axis=0)
             arriving[:] = 0
             leaving[:], entering[:], exiting[:] = 0, 0, 0
             parking[:] = parked
@@ -111,8 +114,7 @@ def simulate(
                 most_parked = rows - 1 if slow_at_once == 0 or kept == 0 else early
                 for i in range(begin[unit], begin[unit + 1]):
                     n = order[i]
-                    room = free[dst[n]] if lag == 2 else free[dst[n]] + soon[dst[n]]
-                    if barred[dst[n]] or arriving[dst[n]] >= min(limit[dst[n]], room):
+                    if barred[dst[n]] or arriving[dst[n]] >= min(limit[dst[n]], room[dst[n]]):
                         fits, bar = False, True
                     if readers[n] and parking[dst[n]] >= most_parked:
                         fits = False
@@ -145,7 +147,7 @@ def simulate(
             raise RuntimeError("batches: nothing can be staged")
         left[kept : kept + remaining - at] = left[at:remaining].copy()
         remaining -= at - kept
-        after[batch] = _place(chosen[:found], src, dst, ranks, used_by, next_row, batch - lag, count, row)
+        after[batch] = _place(chosen[:found], src, dst, ranks, used_by, next_row, batch - wait, count, row)
         if now != before:
             after[batch] = batch - 1
             before = now
@@ -154,9 +156,11 @@ def simulate(
             stage[n] = batch
             waiting[waiters] = n
             waiters += 1
-        free += soon - arriving
+        free += soon[lag - 1] - arriving
         lacking -= arriving
-        soon[:] = 0
+        for n in range(lag - 1, 1, -1):
+            soon[n] = soon[n - 1]
+        soon[1] = 0
         parked[:] = 0
         kept = 0
         for i in range(waiters):
@@ -164,7 +168,7 @@ def simulate(
             if readers[n] == 0:
                 commit[n] = batch
                 used_by[dst[n], row[n]] = batch
-                soon[dst[n]] += 1
+                soon[1, dst[n]] += 1
             else:
                 parked[dst[n]] += 1
                 waiting[kept] = n

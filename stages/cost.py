@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from stages.exchanges import opened_by
 from stages.topology import Floats, Link, Topology
 from stages.transfers import Ints, Kind, TransferPlan
 
-IN_FLIGHT = 2
-"""Batches of the pipelined executor at once: one on its way while the one before is checked and committed."""
+IN_FLIGHT, NONE = 2, -1
+"""Batches at once where a host runs them: one on its way while the one before is checked and committed."""
 COPIES = {Kind.same_gpu: 2, Kind.free_rider: 1}
 """Copies of an expert within its rank, through staging; one for all others."""
 
@@ -77,48 +78,59 @@ def _queueing(plan: TransferPlan, topology: Topology, layers: int, tensors: int)
 
 
 def predict_pipelined(
-    plan: TransferPlan, batch: Ints, phase: Ints, topology: Topology, tensors: int, *, checked: bool = True
+    plan: TransferPlan, batch: Ints, phase: Ints, after: Ints, topology: Topology, tensors: int, *, checked: bool = True
 ) -> Prediction:
-    """The pipelined executor. `batch`, `phase` [N]: the batch of each row, and in which of its groups a hop goes.
+    """The pipelined executor. `batch`, `phase` [N]: the batch of each row, and which of its hops one is. `after` [B]: the
+    batch whose commit each waits for.
 
-    The network of a batch overlaps what is done with the ones before: hashing what arrived, and copying it into the
-    slots (`checked`: what arrives is hashed before). Where `device.batch_message_us` is known a GPU does all that: messages are queued beforehand and go out at
-    full speed, and hashing, copying and packing overlap each other too.
+    The network of a batch, exchange by exchange, overlaps what is done with the ones before: hashing what arrived, and
+    copying it into the slots (`checked`: what arrives is hashed before). Where `device.batch_message_us` is known a GPU
+    does all that: messages are queued beforehand and go out at full speed, and hashing, copying and packing overlap each
+    other too. Else a host does, which has but two batches in hand.
     """
-    batches = int(batch.max(initial=-1)) + 1
-    order = np.lexsort((phase, batch))
-    plan, batch, phase = plan.select(order), batch[order], phase[order]
-    device, crossing = topology.device, plan.network
-    queued = device.batch_message_us is not None
-    groups = batch * (phase.max(initial=0) + 1) + phase
-    nothing = np.zeros((batches, topology.ranks))
+    batches = len(after)
+    device, queued = topology.device, topology.device.batch_message_us is not None
+    if not queued:
+        after = np.maximum(after, np.arange(batches) - IN_FLIGHT)
+    phases = np.ones(batches, dtype=np.int64)
+    np.maximum.at(phases, batch[plan.network], phase[plan.network] + 1)
+    opened = opened_by(after, phases)
+    exchange = opened[batch] + phase
+    order = np.argsort(exchange, kind="stable")
+    plan, batch, exchange = plan.select(order), batch[order], exchange[order]
+    crossing, exchanges = plan.network, int((opened + phases).max(initial=0))
     done = _finish(
-        plan.select(crossing), batch[crossing], groups[crossing], topology, tensors,
-        _latencies(topology, device.batch_message_us), np.zeros(batches), nothing, barrier=True, curved=not queued,
+        plan.select(crossing), exchange[crossing], exchange[crossing], topology, tensors,
+        _latencies(topology, device.batch_message_us), np.zeros(exchanges), np.zeros((exchanges, topology.ranks)),
+        barrier=True, curved=not queued,
     )  # fmt: skip
-    moving = np.diff(done, prepend=0.0) + device.batch_us * 1e-6
+    moving = np.diff(done, prepend=0.0)
+    moving[opened] += device.batch_us * 1e-6
     packed = _per_rank(batch[crossing], plan.src_rank[crossing], plan.bytes[crossing], batches, topology.ranks)
     hashed = _per_rank(batch[crossing], plan.dst_rank[crossing], plan.bytes[crossing], batches, topology.ranks)
     packing, hashing = packed / (device.copy_gb_per_s * 1e9), hashed * checked / (device.checksum_gb_per_s * 1e9)
     copying = _copy_seconds(plan, batch, batches, topology, in_place=queued)
-    if queued:
-        done = _overlapped([moving, hashing.max(axis=1, initial=0.0), copying.max(axis=1, initial=0.0)])
-    else:
-        done = _overlapped([moving, (packing + hashing + copying).max(axis=1, initial=0.0)])
+    steps = [hashing, copying] if queued else [packing + hashing + copying]
+    done = _overlapped(moving, opened, phases, after, [seconds.max(axis=1, initial=0.0) for seconds in steps])
     return Prediction("pipelined", float(done.max(initial=0.0)), np.diff(done, prepend=0.0))
 
 
-def _overlapped(steps: list[Floats]) -> Floats:
-    """[B]: when each batch is through all `steps` (seconds [B] of each), which do one batch at a time; a batch sets out
-    when the one `IN_FLIGHT` before it is through."""
-    through = np.zeros(len(steps[0]))
-    at = [0.0] * len(steps)
-    for b, seconds in enumerate(zip(*(step.tolist() for step in steps), strict=True)):
-        clock = float(through[b - IN_FLIGHT]) if b >= IN_FLIGHT else 0.0
-        for n, needs in enumerate(seconds):
-            clock = at[n] = max(clock, at[n]) + needs
+def _overlapped(moving: Floats, opened: Ints, phases: Ints, after: Ints, steps: list[Floats]) -> Floats:
+    """[B]: when each batch is through: all of its exchanges (`moving`: seconds of each, one after the other), and `steps`
+    (seconds [B] of each), which do one batch at a time. It is opened when the one it comes `after` is through."""
+    through = np.zeros(len(opened) + 1)  # [-1]: what a batch waits for that waits for none
+    sent = np.zeros(len(moving))
+    opener = dict(zip(opened.tolist(), after.tolist(), strict=True))
+    at, made = [0.0] * len(steps), 0
+    for b, last in enumerate((opened + phases - 1).tolist()):
+        while made <= last:
+            sent[made] = max(sent[made - 1], through[opener.get(made, NONE)]) + moving[made]
+            made += 1
+        clock = float(sent[last])
+        for n, step in enumerate(steps):
+            clock = at[n] = max(clock, at[n]) + float(step[b])
         through[b] = clock
-    return through
+    return through[:-1]
 
 
 def link_seconds(plan: TransferPlan, topology: Topology) -> dict[str, Floats]:

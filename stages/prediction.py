@@ -37,7 +37,7 @@ def predict(
     if executor == "reference":
         return predict_reference(plan, topology, layers, len(tensors), one_group=one_group)
     if not len(plan):
-        return predict_pipelined(plan, plan.layer, plan.round, topology, len(tensors), checked=checked)
+        return predict_pipelined(plan, plan.layer, plan.round, plan.layer, topology, len(tensors), checked=checked)
     most = max(1, int(np.bincount(plan.dst_rank[plan.network], minlength=1).max()))
     spent = budget(Layout.of(tensors), staging_mib, packs=packs, most=most)
     batches = cut(
@@ -46,4 +46,5 @@ def predict(
         gpus_per_node=topology.gpus_per_node,
     )  # fmt: skip
     batch = np.where(batches.stage >= 0, batches.stage, np.maximum(batches.commit, 0))
-    return predict_pipelined(plan, batch, np.maximum(batches.phase, 0), topology, len(tensors), checked=checked)
+    phase = np.maximum(batches.phase, 0)
+    return predict_pipelined(plan, batch, phase, batches.after, topology, len(tensors), checked=checked)

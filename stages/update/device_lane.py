@@ -45,11 +45,11 @@ MISSED = 2
 class Transport(Protocol):
     """Carries batches into the receivers' staging, and ballots to all ranks."""
 
-    def begin(self, ahead: torch.cuda.Event) -> None:
-        """An attempt starts: everything that is queued from here on comes after `ahead`."""
+    def begin(self, ahead: torch.cuda.Event, first: int) -> None:
+        """An attempt starts at batch `first`: everything that is queued from here on comes after `ahead`."""
 
     def post(self, batch: int, clock: StreamClock) -> None:
-        """Queue what this rank sends and receives in a batch, on streams of its own."""
+        """Queue the exchanges up to the last one of a batch, on streams of its own; see `stages.exchanges`."""
 
     def arrived(self, batch: int, ballots: torch.Tensor) -> None:
         """Have the current stream wait until all of the batch has arrived here."""
@@ -103,7 +103,7 @@ class DeviceLane:
         if first == len(self._program):
             return
         self._compile(first)
-        with self._recording():
+        with self._recording(first):
             for batch in range(first, len(self._program)):
                 self._queue(batch)
         self._recorded = first
@@ -122,7 +122,7 @@ class DeviceLane:
         if not self._compiled:
             self._compile(batch)
             with torch.cuda.stream(self._checking):
-                self._begin()
+                self._begin(batch)
         self.faults = []
         with torch.cuda.stream(self._checking):
             self._check(batch)
@@ -139,7 +139,7 @@ class DeviceLane:
             dist.barrier()
             self._clear()
             with torch.cuda.stream(self._checking):
-                self._begin()
+                self._begin(batch)
             return False
         self._committing.wait_stream(current)
         self._commit(batch)
@@ -150,14 +150,14 @@ class DeviceLane:
         torch.cuda.synchronize(self._staging.data.device)
 
     @contextmanager
-    def _recording(self) -> Iterator[None]:
+    def _recording(self, first: int) -> Iterator[None]:
         """What is queued within the block becomes the graph, ready to start."""
         self._graph = torch.cuda.CUDAGraph(keep_graph=True)
         with (
             no_garbage_collection(),
             torch.cuda.graph(self._graph, stream=self._checking, capture_error_mode="thread_local"),
         ):
-            self._begin()
+            self._begin(first)
             yield
             self._transport.join()
             self._checking.wait_stream(self._committing)
@@ -197,18 +197,18 @@ class DeviceLane:
         """Queue batches until one is known not to be committed; how many are queued, the same on all ranks."""
         self._clock.restart()
         with torch.cuda.stream(self._checking):
-            self._begin()
+            self._begin(first)
             for batch in range(first, len(self._program)):
                 if batch - WINDOW >= first and not self._read_until(batch - WINDOW + 1):
                     return batch
                 self._queue(batch)
         return len(self._program)
 
-    def _begin(self) -> None:
+    def _begin(self, first: int) -> None:
         ahead = self._checking.record_event()
         self._committing.wait_event(ahead)
         self._reporting.wait_event(ahead)
-        self._transport.begin(ahead)
+        self._transport.begin(ahead, first)
 
     def _queue(self, batch: int) -> None:
         """One batch, from its first byte to its commit; the current stream is the one that checks."""

@@ -74,7 +74,7 @@ class HostLane:
         with self._spans("pack", batch):
             _copy(self._network.packs(batch))
         self._hooks.before_send(batch)
-        self._works[batch] = self._network.start(batch, 0)
+        self._works[batch] = self._network.start([(batch, 0)])
 
     def _settle(self, batch: int) -> bool:
         """Let a batch arrive, check it, vote, and commit it if all ranks agree; False if they do not."""
@@ -100,7 +100,7 @@ class HostLane:
         for work in self._works.pop(batch):
             work.wait()
         for phase in range(1, self._network.phases(batch)):
-            for work in self._network.start(batch, phase):
+            for work in self._network.start([(batch, phase)]):
                 work.wait()
 
     def _check(self, batch: int, truth: Sums) -> list[Fault]:

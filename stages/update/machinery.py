@@ -133,12 +133,12 @@ def _on_device(
             data = torch.empty(nbytes, dtype=torch.uint8, device=rank.device)
         staging, packed = _split(config, spent, data)
         network = PointToPoint(program, slots, staging, packed, message_groups(rank))
-        carrier = nccl = NcclTransport(network, program.after.tolist(), vote_group(rank), rank.device)
+        carrier = nccl = NcclTransport(program, network, vote_group(rank), rank.device)
         traffic, close = network.traffic, nccl.close
 
         def carrier_of(program: Program) -> Transport:
             messages = PointToPoint(program, slots, staging, None, network.lanes)
-            return NcclTransport(messages, program.after.tolist(), vote_group(rank), rank.device)
+            return NcclTransport(program, messages, vote_group(rank), rank.device)
 
     lane = DeviceLane(program, slots, staging, carrier, truth, on_commit, clock, hooks, timeout)
 

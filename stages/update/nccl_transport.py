@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from stages.exchanges import Schedule
 from stages.update import kernels
 from stages.update.launches import launch_copies
 from stages.update.link import connect_all
 from stages.update.nccl_memory import deregister, register
 from stages.update.p2p import PointToPoint
+from stages.update.program import Program
 from stages.update.rank import Rank
 from stages.update.stream_clock import StreamClock, stream
 from stages.update.tables import CopyTables, copy_tables
@@ -23,19 +23,22 @@ VOTES = -1
 
 
 class NcclTransport:
-    """`after`: `[B]`, see `Batches`. `votes`: a process group of its own, whose collectives wait for no message."""
+    """`votes`: a process group of its own, whose collectives wait for no message."""
 
-    def __init__(
-        self, network: PointToPoint, after: Sequence[int], votes: dist.ProcessGroup, device: torch.device
-    ) -> None:
-        self._network, self._after, self._votes, self._device = network, after, votes, device
-        self._packs = _pack_tables(network, len(after), device)
-        self._go = torch.zeros(max(1, len(after)), dtype=torch.int32, device=device)
+    def __init__(self, program: Program, network: PointToPoint, votes: dist.ProcessGroup, device: torch.device) -> None:
+        self._network, self._votes, self._device = network, votes, device
+        self._after, self._phases = program.after, program.phases
+        self._schedule = Schedule(self._after, self._phases)
+        self._packs = _pack_tables(network, len(program), device)
+        self._go = torch.zeros(max(1, len(program)), dtype=torch.int32, device=device)
         self._stream, self._pack_stream = stream(device, urgent=True), stream(device, urgent=True)
+        self._packed: dict[int, torch.cuda.Event] = {}
         self._sent: dict[int, torch.cuda.Event] = {}
         self._settled: dict[int, torch.cuda.Event] = {}
 
-    def begin(self, ahead: torch.cuda.Event) -> None:
+    def begin(self, ahead: torch.cuda.Event, first: int) -> None:
+        self._schedule = Schedule(self._after, self._phases, first)
+        self._packed.clear()
         self._sent.clear()
         self._settled.clear()
         self._stream.wait_event(ahead)
@@ -49,26 +52,33 @@ class NcclTransport:
         dist.all_reduce(torch.zeros_like(self._go), group=self._votes)
 
     def post(self, batch: int, clock: StreamClock) -> None:
-        if self._network.packs(batch):
-            if batch - 2 in self._sent:  # what it packed is free
-                self._pack_stream.wait_event(self._sent[batch - 2])
-            with torch.cuda.stream(self._pack_stream), clock("pack", batch):
-                launch_copies(self._packs, batch, self._go)
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_stream(self._pack_stream)
-            if self._after[batch] in self._settled:
-                self._stream.wait_event(self._settled[self._after[batch]])
-            with clock("network", batch):
-                for phase in range(self._network.phases(batch)):
-                    works = [
-                        w for lane in range(len(self._network.lanes)) for w in self._network.start(batch, phase, lane)
-                    ]
-                    for work in works:
+        for number, exchange in self._schedule.due(batch):
+            if exchange.opens >= 0:
+                self._pack(exchange.opens, clock)
+            with torch.cuda.stream(self._stream):
+                if exchange.opens >= 0:
+                    self._stream.wait_stream(self._pack_stream)
+                    settled = self._settled.get(int(self._after[exchange.opens]))
+                    if settled is not None:
+                        self._stream.wait_event(settled)
+                with clock("network", exchange.hops[-1][0]):
+                    lanes = range(len(self._network.lanes))
+                    for work in [work for lane in lanes for work in self._network.start(exchange.hops, lane)]:
                         work.wait()
-            self._sent[batch] = self._stream.record_event()
+                self._sent[number] = self._stream.record_event()
+                if exchange.opens >= 0:
+                    self._packed[exchange.opens] = self._sent[number]
+
+    def _pack(self, batch: int, clock: StreamClock) -> None:
+        if not self._network.packs(batch):
+            return
+        if batch - 2 in self._packed:  # what it packed is free
+            self._pack_stream.wait_event(self._packed[batch - 2])
+        with torch.cuda.stream(self._pack_stream), clock("pack", batch):
+            launch_copies(self._packs, batch, self._go)
 
     def arrived(self, batch: int, ballots: torch.Tensor) -> None:
-        torch.cuda.current_stream().wait_event(self._sent[batch])
+        torch.cuda.current_stream().wait_event(self._sent[self._schedule.last(batch)])
 
     def vote(self, batch: int, ballots: torch.Tensor) -> None:
         dist.all_reduce(ballots[batch : batch + 1], op=dist.ReduceOp.MAX, group=self._votes)

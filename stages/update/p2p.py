@@ -72,18 +72,22 @@ class PointToPoint:
         """(target, source): what must be copied before the messages of a batch may start."""
         return self._packs[batch]
 
-    def start(self, batch: int, phase: int, lane: int = 0) -> list[dist.Work]:
-        """Hand the messages of one phase that go by one lane to the network."""
-        messages, group, count = self._batches[batch][phase], self.lanes[lane], len(self.lanes)
-        outgoing, incoming = (_dealt(side, lane, count) for side in (messages.outgoing, messages.incoming))
-        ops = [dist.P2POp(dist.isend, data, peer, group) for data, peer in outgoing]
-        ops += [dist.P2POp(dist.irecv, data, peer, group) for data, peer in incoming]
+    def start(self, hops: Sequence[tuple[int, int]], lane: int = 0) -> list[dist.Work]:
+        """Hand the messages of hops (batch, phase) that go by one lane to the network, all together."""
+        outgoing: list[Message] = []
+        incoming: list[Message] = []
+        for batch, phase in hops:
+            messages, count = self._batches[batch][phase], len(self.lanes)
+            outgoing += _dealt(messages.outgoing, lane, count)
+            incoming += _dealt(messages.incoming, lane, count)
+            if phase == lane == 0:
+                sent, received = self._padding[batch]
+                self.traffic.sent -= sent
+                self.traffic.received -= received
         self.traffic.sent += sum(data.nbytes for data, _ in outgoing)
         self.traffic.received += sum(data.nbytes for data, _ in incoming)
-        if phase == lane == 0:
-            sent, received = self._padding[batch]
-            self.traffic.sent -= sent
-            self.traffic.received -= received
+        ops = [dist.P2POp(dist.isend, data, peer, self.lanes[lane]) for data, peer in outgoing]
+        ops += [dist.P2POp(dist.irecv, data, peer, self.lanes[lane]) for data, peer in incoming]
         return dist.batch_isend_irecv(ops) if ops else []
 
     def _phases(self, batch: int, sends: Sends, arrivals: Arrivals, count: int) -> list[_Phase]:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed._symmetric_memory as symmetric
 
+from stages.exchanges import Schedule
 from stages.update import kernels
 from stages.update.exchange import Traffic
 from stages.update.program import NONE, Program
@@ -57,8 +58,6 @@ class PeerMemory:
 
 
 class PeerTransport:
-    """`after`: `[B]`, see `Batches`."""
-
     def __init__(
         self,
         program: Program,
@@ -68,7 +67,8 @@ class PeerTransport:
         timeout_seconds: float,
     ) -> None:
         device = staging.data.device
-        self._memory, self._after, self._phases = memory, program.after.tolist(), program.phases.tolist()
+        self._memory, self._after, self._phases = memory, program.after, program.phases
+        self._schedule = Schedule(self._after, self._phases)
         self._timeout_ns = int(timeout_seconds * 1e9)
         sends, at = program.sends, Addresses.of(slots, staging)
         targets = at.of_rows(memory.bases[sends.peer], sends.to_row)
@@ -98,7 +98,8 @@ class PeerTransport:
             for b in range(len(program))
         ]
 
-    def begin(self, ahead: torch.cuda.Event) -> None:
+    def begin(self, ahead: torch.cuda.Event, first: int) -> None:
+        self._schedule = Schedule(self._after, self._phases, first)
         self._free.clear()
         self._sent.clear()
         self._stream.wait_event(ahead)
@@ -111,21 +112,24 @@ class PeerTransport:
             self._meet(channel, self._late, 0)
 
     def post(self, batch: int, clock: StreamClock) -> None:
-        with torch.cuda.stream(self._stream):
-            if self._after[batch] in self._free:
-                self._stream.wait_event(self._free[self._after[batch]])
-            with clock("network", batch):
-                for phase in range(self._phases[batch]):
-                    if phase:
+        for number, exchange in self._schedule.due(batch):
+            with torch.cuda.stream(self._stream):
+                free = self._free.get(int(self._after[exchange.opens])) if exchange.opens >= 0 else None
+                if free is not None:
+                    self._stream.wait_event(free)
+                with clock("network", exchange.hops[-1][0]):
+                    if any(phase for _, phase in exchange.hops):  # what is forwarded is there on all ranks
                         self._meet(PHASE, self._late, 0)
-                    self._put(self._first_step[batch] + phase)
-            self._sent[batch] = self._stream.record_event()
-        sent, received = self._bytes[batch]
-        self.traffic.sent += sent
-        self.traffic.received += received
+                    for which, phase in exchange.hops:
+                        self._put(self._first_step[which] + phase)
+                self._sent[number] = self._stream.record_event()
+            if exchange.opens >= 0:
+                sent, received = self._bytes[exchange.opens]
+                self.traffic.sent += sent
+                self.traffic.received += received
 
     def arrived(self, batch: int, ballots: torch.Tensor) -> None:
-        torch.cuda.current_stream().wait_event(self._sent[batch])
+        torch.cuda.current_stream().wait_event(self._sent[self._schedule.last(batch)])
         self._meet(ARRIVED, ballots, batch)
 
     def vote(self, batch: int, ballots: torch.Tensor) -> None:

@@ -97,7 +97,7 @@ def test_every_read_finds_old_content_and_every_slot_is_filled(maps: MapPair, ro
     plan = direct_transfers(maps.old, maps.new, maps.ranks, maps.gpus_per_node, 1)
     if relays:
         plan = relayed(plan, maps.ranks)
-    for at_once in {1, max(1, rows // 2), rows}:
+    for at_once in {1, max(1, rows // 4), max(1, rows // 2), rows}:
         for gpus_per_node in (None, maps.gpus_per_node):
             check(plan, maps, rows, at_once, gpus_per_node)
 
@@ -116,7 +116,7 @@ def test_layers_that_are_mixed_fit_as_well(
     plan = direct_transfers(old, new, ranks, gpus_per_node, 1)
     if relays:
         plan = relayed(plan, ranks)
-    for at_once in (1, rows // 3, rows):
+    for at_once in (1, rows // 4, rows // 3, rows):
         check(plan, MapPair(old, new, ranks * per_rank, ranks, gpus_per_node), rows, max(1, at_once), gpus_per_node)
 
 

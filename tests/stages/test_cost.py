@@ -155,25 +155,48 @@ def test_small_groups_reach_a_fraction_of_the_link() -> None:
     assert link.seconds(sizes, 0) == pytest.approx([0, 0.04, 0.04, 0.12, 0.2, 0.2, 1.2])
 
 
+def pipelined(
+    plan: TransferPlan, batch: list[int], where: Topology, tensors: int = 1, *, phase: list[int] | None = None,
+    after: list[int] | None = None, checked: bool = True,
+) -> list[float]:  # fmt: skip
+    """Seconds of each batch; those of `after`: -1 for all, if not given."""
+    waits = [-1] * (max(batch, default=-1) + 1) if after is None else after
+    of, hop, waited = (np.array(column, dtype=np.int64) for column in (batch, phase or [0] * len(batch), waits))
+    found = predict_pipelined(plan, of, hop, waited, where, tensors, checked=checked)
+    assert found.seconds == pytest.approx(found.parts.sum())
+    return found.parts.tolist()
+
+
 def test_batches_overlap_what_is_done_with_the_one_before() -> None:
     """Packing 0.1 s, hashing 0.5 s, copying into slots 0.1 s, 0.1 s for each batch."""
-    device = Device(10.0, 2.0, batch_us=1e5)
+    where = topology(device=Device(10.0, 2.0, batch_us=1e5))
     plan = hops((0, 0, 0, 2), (1, 0, 0, 2))
-    one = predict_pipelined(plan, np.array([0, 0]), np.zeros(2, dtype=np.int64), topology(device=device), 1)
-    assert one.parts == pytest.approx([2.1 + 1.2])
-    two = predict_pipelined(plan, np.array([0, 1]), np.zeros(2, dtype=np.int64), topology(device=device), 1)
-    assert two.parts == pytest.approx([1.1 + 0.6, 1.1])
-    assert two.seconds == pytest.approx(2.8)
-    queued = Device(10.0, 2.0, batch_us=1e5, batch_message_us=2e5)
-    two = predict_pipelined(plan, np.array([0, 1]), np.zeros(2, dtype=np.int64), topology(device=queued), 3)
-    assert two.parts == pytest.approx([1.7 + 0.6, 1.7])
-    unchecked = predict_pipelined(
-        plan, np.array([0, 0]), np.zeros(2, dtype=np.int64), topology(device=device), 1, checked=False
-    )
-    assert unchecked.parts == pytest.approx([2.1 + 0.2])
-    nothing = plan.select(np.zeros(2, dtype=np.bool_))
-    empty = np.zeros(0, dtype=np.int64)
-    assert predict_pipelined(nothing, empty, empty, topology(), 1).seconds == 0
+    assert pipelined(plan, [0, 0], where) == pytest.approx([2.1 + 1.2])
+    assert pipelined(plan, [0, 1], where) == pytest.approx([1.1 + 0.6, 1.1])
+    assert pipelined(plan, [0, 1], where, after=[-1, 0]) == pytest.approx([1.7, 1.7])
+    queued = topology(device=Device(10.0, 2.0, batch_us=1e5, batch_message_us=2e5))
+    assert pipelined(plan, [0, 1], queued, 3) == pytest.approx([1.7 + 0.6, 1.7])
+    assert pipelined(plan, [0, 0], where, checked=False) == pytest.approx([2.1 + 0.2])
+    assert pipelined(plan.select(np.zeros(2, dtype=np.bool_)), [], topology()) == []
+
+
+def test_a_host_has_two_batches_in_hand_and_a_gpu_what_staging_holds() -> None:
+    """Hashing takes three seconds, the network one."""
+    plan = hops((0, 0, 0, 2), (1, 0, 0, 2), (2, 0, 0, 2))
+    host = topology(device=Device(1e12, 1 / 3))
+    assert pipelined(plan, [0, 1, 2], host) == pytest.approx([4.0, 3.0, 3.0])
+    slow = topology(device=Device(1e12, 1 / 3), links=Links(Link(10.0), Link(0.25)))
+    gpu = replace(slow, device=replace(slow.device, batch_message_us=0.0))
+    assert pipelined(plan, [0, 1, 2], slow) == pytest.approx([7.0, 4.0, 4.0])
+    assert pipelined(plan, [0, 1, 2], gpu, after=[-1, 0, 1]) == pytest.approx([7.0, 7.0, 7.0])
+
+
+def test_what_is_forwarded_goes_out_with_the_next_batch() -> None:
+    """An expert a second crosses from 0 to 2, which passes it on to 3 in a tenth."""
+    plan = hops((0, 0, 0, 2), (0, 1, 2, 3), (1, 0, 0, 2), (1, 1, 2, 3))
+    batch, phase = [0, 0, 1, 1], [0, 1, 0, 1]
+    assert pipelined(plan, batch, topology(), phase=phase) == pytest.approx([2.0, 0.1])
+    assert pipelined(plan, batch, topology(), phase=phase, after=[-1, 0]) == pytest.approx([1.1, 1.1])
 
 
 def test_nothing_takes_no_time() -> None:

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from stages.batches import cut
 from stages.direct import direct_transfers
+from stages.exchanges import Exchange, Schedule
 from stages.staging import Layout
 from stages.update import p2p
 from stages.update.p2p import PointToPoint
-from stages.update.program import compile_program
+from stages.update.program import NONE, compile_program
 from stages.update.staging import Staging
 from tests.stages.maps import MapPair, map_pairs
 from tests.stages.update.cases import relayed
@@ -34,29 +35,38 @@ class Wire:
         self.ops = ops
         return []
 
-    def of(self, network: PointToPoint, *which: int) -> list[tuple[bool, torch.Tensor, int]]:
+    def of(self, network: PointToPoint, exchange: Exchange, lane: int) -> list[tuple[bool, torch.Tensor, int]]:
         self.ops = []
-        network.start(*which)
+        network.start(exchange.hops, lane)
         return self.ops
 
 
-@settings(deadline=None, max_examples=12, derandomize=True)
-@given(map_pairs(max_nodes=2, max_gpus=3, max_slots=3), st.booleans(), st.booleans(), st.sampled_from([1, 3]))
+@settings(deadline=None, max_examples=16, derandomize=True)
+@given(
+    map_pairs(max_nodes=2, max_gpus=3, max_slots=3), st.booleans(), st.booleans(), st.sampled_from([1, 3]),
+    st.sampled_from([6, 9]),
+)  # fmt: skip
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-def test_both_ends_deal_messages_alike(sizes: list[int], maps: MapPair, relays: bool, packs: bool, lanes: int) -> None:
-    """Played: every message is delivered to its counterpart, and every expert arrives where it should."""
+def test_both_ends_deal_messages_alike(
+    sizes: list[int], maps: MapPair, relays: bool, packs: bool, lanes: int, rows: int
+) -> None:
+    """Played: every message is delivered to its counterpart, and every expert arrives where it should, and is still there
+    when it is committed, whatever goes out with it."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         wire = Wire(monkeypatch)
-        play(wire, sizes, maps, relays, packs, lanes)
+        play(wire, sizes, maps, relays, packs, lanes, rows)
 
 
-def play(wire: Wire, sizes: list[int], maps: MapPair, relays: bool, packs: bool, lanes: int) -> None:
+def play(wire: Wire, sizes: list[int], maps: MapPair, relays: bool, packs: bool, lanes: int, rows: int) -> None:
     plan = direct_transfers(maps.old, maps.new, maps.ranks, maps.gpus_per_node, sum(sizes))
     if relays:
         plan = relayed(plan, maps.ranks)
     layers, slots = maps.old.shape
-    per_rank, rows = slots // maps.ranks, 6
-    batches = cut(plan, layers, slots, maps.ranks, rows=rows, at_once=2, sends_at_once=2 if packs else 0)
+    per_rank = slots // maps.ranks
+    batches = cut(
+        plan, layers, slots, maps.ranks, rows=rows, at_once=2, sends_at_once=2 if packs else 0,
+        gpus_per_node=maps.gpus_per_node,
+    )  # fmt: skip
     layout = Layout.of(sizes)
     programs, networks, stagings = [], [], []
     for rank in range(maps.ranks):
@@ -71,19 +81,21 @@ def play(wire: Wire, sizes: list[int], maps: MapPair, relays: bool, packs: bool,
         networks.append(PointToPoint(programs[-1], held, staging, packed, [None] * lanes))
         stagings.append(staging)
     sent = np.zeros(maps.ranks)
+    schedule = Schedule(programs[0].after, programs[0].phases)
     for batch in range(len(batches)):
-        for network in networks:
-            for target, source in network.packs(batch):
-                target.copy_(source)
-        assert len({network.phases(batch) for network in networks}) == 1
-        for phase in range(networks[0].phases(batch)):
+        for _, exchange in schedule.due(batch):
+            for network in networks if exchange.opens >= 0 else ():
+                for target, source in network.packs(exchange.opens):
+                    target.copy_(source)
             for lane in range(lanes):
-                deliver([wire.of(network, batch, phase, lane) for network in networks])
+                deliver([wire.of(network, exchange, lane) for network in networks])
         for rank, program in enumerate(programs):
-            arrivals = program.arrivals.of(batch)
-            for n in range(len(arrivals)):
-                for k in range(len(sizes)):
-                    assert (stagings[rank].tensor(int(arrivals.row[n]), k) == arrivals.expert[n] % 251 + 1).all()
+            arrivals, writes = program.arrivals.of(batch), program.writes.of(batch)
+            there = [*zip(arrivals.row.tolist(), arrivals.expert.tolist(), strict=True)]
+            there += [*zip(writes.from_row.tolist(), writes.expert.tolist(), strict=True)]
+            for row, expert in there:
+                for k in range(len(sizes) if row != NONE else 0):
+                    assert (stagings[rank].tensor(row, k) == expert % 251 + 1).all()
             sent[rank] += len(program.sends.of(batch)) * sum(sizes)
         # Slots are as they were: every expert that is read has its old content, which this test knows by its number.
     assert [network.traffic.sent for network in networks] == sent.tolist()
