@@ -25,6 +25,7 @@ class PlanOptions:
     executor:  whose time is predicted
     staging_mib: what a rank has to stage what arrives, which decides the batches of the pipelined executor
     checked:   whether the pipelined executor hashes what arrives before it overwrites a slot
+    layers_per_step: so many layers the pipelined executor is done with before the next ones begin; null: all
     weights:   where the weights come from: experts that no rank holds can come from files alone
     """
 
@@ -33,6 +34,7 @@ class PlanOptions:
     executor: str = "reference"
     staging_mib: float = 1024.0
     checked: bool = True
+    layers_per_step: int | None = None
     weights: str = "synthetic"
 
     def __post_init__(self) -> None:
@@ -47,6 +49,11 @@ class PlanOptions:
         if not self.staging_mib > 0:
             raise BadInput(
                 f"plan.staging_mib={self.staging_mib} (which follows update.staging_mib) is not possible: it must be above 0."
+            )
+        if self.layers_per_step is not None and self.layers_per_step < 1:
+            raise BadInput(
+                f"plan.layers_per_step={self.layers_per_step} (which follows update.layers_per_step) is not possible: it "
+                "must be at least 1."
             )
 
 
@@ -79,7 +86,8 @@ class PlanStageConfig:
             "from_files": self.from_files,
         }
         if self.plan.executor == "pipelined":
-            plan |= {"staging_mib": self.plan.staging_mib, "checked": self.plan.checked}
+            for name in ("staging_mib", "checked", "layers_per_step"):
+                plan[name] = getattr(self.plan, name)
         return {
             "plan": plan,
             "model": {"tensors": [spec.nbytes for spec in self.model.scaled_tensors()]},

@@ -76,5 +76,5 @@ def _predict(config: PlanStageConfig, transfers: TransferPlan, placement: Placem
     return predict(
         transfers, placement.layers, placement.slots, config.topology, [spec.nbytes for spec in config.model.scaled_tensors()],
         executor=config.plan.executor, one_group=config.policy == "direct", staging_mib=config.plan.staging_mib,
-        checked=config.plan.checked,
+        layers_per_step=config.plan.layers_per_step, checked=config.plan.checked,
     )  # fmt: skip

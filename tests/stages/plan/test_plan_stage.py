@@ -214,6 +214,10 @@ def test_a_policy_that_is_not_known() -> None:
         PlanOptions(executor="magic")
     with pytest.raises(BadInput, match=r"plan.group_ops=0 is not possible"):
         PlanOptions(group_ops=0)
+    with pytest.raises(
+        BadInput, match=r"plan.layers_per_step=0 \(which follows update.layers_per_step\) is not possible"
+    ):
+        PlanOptions(layers_per_step=0)
 
 
 def test_auto_relays_where_there_is_more_than_one_node() -> None:
@@ -264,6 +268,17 @@ def test_key_holds_what_can_change_the_result() -> None:
         "model": {"tensors": [64, 16]},
         "topology": {"nodes": 2, "gpus_per_node": 2, "rails": False, "links": links, "device": device},
     }
+
+
+def test_layers_that_wait_for_each_other_are_predicted_so(tmp_path: Path) -> None:
+    old, new = np.tile([0, 1, 2, 3], (2, 1)), np.tile([2, 3, 0, 1], (2, 1))
+    for layers_per_step, batches in ((None, 1), (1, 2)):
+        options = PlanOptions("direct", executor="pipelined", layers_per_step=layers_per_step)
+        settings = replace(config(1, 2), plan=options)
+        run(tmp_path, old, new, 4, settings)
+        told = json.loads((tmp_path / paths.TRAFFIC).read_text())["predicted"]
+        assert len(told["seconds_of_parts"]) == batches
+        assert dict(settings.key_config()["plan"])["layers_per_step"] == layers_per_step  # type: ignore[call-overload]
 
 
 def test_importing_the_stage_is_cheap() -> None:
