@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,20 @@ def test_less_staging_and_steps_of_layers_make_more_batches() -> None:
     _, batches = seconds(swapped())
     assert seconds(swapped(), staging_mib=20)[1] > batches
     assert seconds(swapped(), layers_per_step=1)[1] >= LAYERS
+
+
+def test_a_batch_that_waits_for_a_commit_overlaps_nothing() -> None:
+    """A layer takes 16 ms on the network and as long to hash, which overlaps the next one's network within a step."""
+    plan, hashing = swapped(), replace(TOPOLOGY, device=Device(1e9, 1.0))
+    plan = replace(plan, bytes=np.full(len(plan), GB // 500))
+    found = predict(
+        plan, LAYERS, SLOTS, hashing, [GB // 500], executor="pipelined", one_group=True, staging_mib=1e4, layers_per_step=1
+    )  # fmt: skip
+    assert found.parts == pytest.approx(np.full(LAYERS, 0.032), rel=1e-5)
+    found = predict(
+        plan, LAYERS, SLOTS, hashing, [GB // 500], executor="pipelined", one_group=True, staging_mib=62
+    )  # fmt: skip
+    assert found.parts == pytest.approx([0.032, *[0.016] * (LAYERS - 1)], rel=1e-5)
 
 
 def test_nothing_to_move_takes_no_time() -> None:
