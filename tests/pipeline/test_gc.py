@@ -134,6 +134,17 @@ def test_failed_runs_go_if_asked_for_and_their_finished_stages_with_them(local_t
     assert local_toy.directory.exists()
 
 
+def test_what_a_run_took_stays_while_it_goes_on(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ZeroDivisionError):
+        toy("double.fail=crash")
+    toy.reactions["double   runs"] = lambda: gc(toy, "--delete", "--failed")
+    summary = toy()
+    assert summary.stages["make"].state == "cached"
+    assert toy.store.run(str(summary.stages["make"].run_id)).info.lifecycle_stage == "active"
+    assert f"stays     run {str(summary.run_id)[:8]} took a stage of it" in capsys.readouterr().out
+    assert main(["audit", str(summary.run_id), "--tracking-uri", toy.uri, "--experiment", toy.experiment]) == 0
+
+
 def test_what_is_freed_counts_a_file_once_and_only_with_all_its_links(tmp_path: Path) -> None:
     for name in ("a", "b", "kept"):
         (tmp_path / name).mkdir()
