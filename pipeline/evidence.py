@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.seal import NAME_TAG, RESTLESS, SEAL_TAG, Record, read_record
+from pipeline.seal import NAME_TAG, REMOVED, RESTLESS, SEAL_TAG, Record, read_record
 from pipeline.store import TAG, Store
 from pipeline.writes import BIRTH, local_folder
 from stages import paths
@@ -123,10 +123,11 @@ def _row_faults(store: Store, run: Run, record: Record) -> Iterator[str]:
             yield f"its {what} is {_time(at)}, and was {_time(was)}"
     if run.info.run_name != record.tags.get(NAME_TAG):
         yield f"its name is {_word(run.info.run_name)}, and was {_word(record.tags.get(NAME_TAG))}"
+    later = (REMOVED,) if run.data.tags.get(f"{TAG}kind") == "sweep" else ()
     tags = {
         k: v
         for k, v in run.data.tags.items()
-        if k in record.tags or (k.startswith(TOLD) and k not in (SEAL_TAG, *RESTLESS))
+        if k in record.tags or (k.startswith(TOLD) and k not in (SEAL_TAG, *RESTLESS) and not k.startswith(later))
     }
     yield from _differences("tag", tags, record.tags)
     yield from _differences("param", run.data.params, record.params)
