@@ -18,6 +18,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from pipeline.cli import main
+from pipeline.store import SQLITE, Store
 
 TINY = ("model=tiny", "collect=synthetic", "topology=1x2", "run.last=plan")
 
@@ -219,6 +220,18 @@ def test_a_search_may_try_a_point_twice(here: Path, capsys: pytest.CaptureFixtur
     together = ["hydra.sweeper.n_jobs=3", f"hydra.sweep.dir={here}/sweep"]
     assert main(["run", "-m", *TINY, *search, *together]) == 0, capsys.readouterr().err
     assert [summary(here / "sweep" / str(n))["status"] for n in range(3)] == ["done"] * 3
+
+
+def test_runs_that_take_different_windows_of_a_file_have_one_data_set(here: Path) -> None:
+    np.save("loads.npy", np.ones((6, 4, 8), dtype=np.int64))
+    command = ["run", "model=tiny", "collect=table", "collect.path=loads.npy", "run.last=collect"]
+    for window in (1, 3):
+        assert main([*command, f"collect.window={window}"]) == 0
+    runs = Store(f"{SQLITE}{here / 'outputs' / 'mlflow.db'}", "moesaic").search("tags.`moesaic.kind` = 'run'")
+    assert [run.data.metrics["collect.windows"] for run in runs] == [2, 6]
+    held = [item.dataset for run in runs for item in run.inputs.dataset_inputs]
+    assert len({dataset.digest for dataset in held}) == 1
+    assert [dataset.profile for dataset in held] == ["{}", "{}"]  # it would be that of the first run for both
 
 
 def test_status_and_export(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
