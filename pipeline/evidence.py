@@ -199,7 +199,8 @@ def _as_it_was(file: Path, stood_in: Mapping[str, str]) -> str:
 
 
 def _dataset_remarks(run: Run, record: Record) -> Iterator[str]:
-    """Where the store says that a data set came from, if the run says otherwise: see `_dataset_faults`."""
+    """Where the store says that a data set came from and what it holds, if the run says otherwise: see
+    `_dataset_faults`."""
     came = {(each["name"], each["sha256"]): each for each in record.datasets}
     for item in run.inputs.dataset_inputs if run.inputs is not None else ():
         source = json.loads(item.dataset.source)
@@ -208,6 +209,11 @@ def _dataset_remarks(run: Run, record: Record) -> Iterator[str]:
             yield (
                 f"the store says that the dataset {item.dataset.name} came from {source['uri']}, as some run was first to "
                 f"say; this one read the same content from {then['source']}"
+            )
+        if then is not None and (profile := json.loads(item.dataset.profile or "{}")) != then["profile"]:
+            yield (
+                f"the store says that the dataset {item.dataset.name} is {json.dumps(profile)}, as some run was first to say; "
+                f"this one says {json.dumps(then['profile'])}"
             )
 
 
