@@ -20,6 +20,7 @@ class MoesaicError(Exception):
 
 
 ADVICE = {
+    errno.ENOENT: "that file, or a folder on the way to it, is not there: check the path",
     errno.ENOTDIR: "a part of that path is a file: choose another folder",
     errno.EEXIST: "something of that name is there: choose another one",
     errno.EACCES: "choose a place that you may write to, or ask for the right to",

@@ -91,6 +91,7 @@ def test_a_run_leaves_what_the_design_says(here: Path, capsys: pytest.CaptureFix
         (["hydra/launcher=ray", "-m"], 2, "hydra/launcher=ray is not installed: pip install 'moesaic[ray]' brings it."),
         (["--config-dir", "cfg", "place=mine"], 2, "mine.yaml, line 2 is no YAML: "),
         (["tracking.uri=sqlite:////proc/x.db"], 1, "The tracking store cannot be made: "),
+        (["tracking.uri=sqlite:////proc/x.db"], 1, "check the path), or name another store (tracking.uri,"),
         (["topology.gpus_per_node=1000000"], 2, "are 1,000,000 ranks: at most 16,384 can be planned for"),
         (
             ["place.redundant_experts=1000000", "run.last=place"],
@@ -323,6 +324,17 @@ def test_the_last_line_names_a_command_that_the_shell_finds(tmp_path: Path, monk
         (["ui", "--port", "99999999"], 2, "99999999 is no port: give a number from 1 to 65535"),
         (["completion", "tcsh"], 2, "choose from"),
         (["status", "--tracking-uri", "sqlite:///{here}/junk.db"], 1, "cannot be used"),
+        (
+            ["status", "--tracking-uri", "sqlite:///{here}/junk.db"],
+            1,
+            "; mend that, or name another store (tracking.uri,",
+        ),
+        (
+            ["run", *TINY, "hydra.run.dir=/proc/x"],
+            1,
+            "No such file or directory: /proc/x (that file, or a folder on the",
+        ),
+        (["sync", "/nope"], 2, "/nope is no folder: name that of a run or a sweep, or the beginning of a run's id."),
         (["export", "0", "--to", "sglang", "--out", "{here}"], 2, "name a file in a folder that exists"),
         (["status", "--tracking-uri", "foo://bar"], 2, "foo://bar is no address of a tracking store: sqlite:///FILE,"),
         (["status", "--tracking-uri", "mlruns"], 2, "mlruns is no address of a tracking store: sqlite:///FILE,"),
