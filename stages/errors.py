@@ -33,6 +33,10 @@ ADVICE = {
 """What a user can do about errors of the system."""
 
 
+PREAMBLE = "(raised as a result of Query-invoked autoflush"
+"""How a line of SQLAlchemy begins that says nothing; what went wrong follows it."""
+
+
 def sentence_of(error: BaseException) -> str:
     """What went wrong, as one line for a person: the message of an error of ours, else the kind and the first line."""
     if isinstance(error, MoesaicError):
@@ -46,7 +50,7 @@ def sentence_of(error: BaseException) -> str:
         file = error.filename2 or error.filename  # of two, the one that was written
         told = f"{error.strerror}: {file}" if file else error.strerror
         return f"{told} ({ADVICE[error.errno]})" if error.errno in ADVICE else told
-    lines = str(error).strip().splitlines()
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith(PREAMBLE)]
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 

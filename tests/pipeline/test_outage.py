@@ -196,6 +196,13 @@ def test_other_ways_to_bring_it_back(switch: tuple[Toy, Switch], way: str) -> No
     ]  # fmt: skip
 
 
+def test_what_became_of_a_database_is_said(local_toy: Toy) -> None:
+    local_toy.reactions = {"double ": lambda: (local_toy.folder / "outputs").rename(local_toy.folder / "away")}
+    local_toy()
+    assert "autoflush" not in local_toy.lines[-1]
+    assert "(sqlite3.OperationalError) " in local_toy.lines[-1]
+
+
 def test_a_sweep_goes_on_without_its_store(
     toy_of: Callable[[str], Toy], wire: Wire, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
