@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -124,10 +124,11 @@ class Store:
         try:
             found = self.client.get_experiment_by_name(self.experiment)
             if found is None and create:
-                try:
-                    return str(self.client.create_experiment(self.experiment, artifact_location, tags=EXPERIMENT_TAGS))
-                except MlflowException:  # another process was first
-                    found = self.client.get_experiment_by_name(self.experiment)
+                with suppress(MlflowException):  # another process was first
+                    self.client.create_experiment(self.experiment, artifact_location, tags=EXPERIMENT_TAGS)
+                found = self.client.get_experiment_by_name(self.experiment)
+            if found is not None and create:
+                writes.make_room(self.client, found, self.uri)
         except (MlflowException, SQLAlchemyError, OSError) as error:
             raise self._unusable(error) from error
         if found is None:
