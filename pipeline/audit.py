@@ -105,7 +105,10 @@ def _sweep(store: Store, run: Run, temporary: Path) -> Iterator[Part]:
     if (table := evidence.folder / comparison.TABLE).is_file():
         with table.open(encoding="utf-8", newline="") as stream:
             compared = {row.get("run_id", "") for row in csv.DictReader(stream)}
-    removed = sorted(compared & {tag.removeprefix(REMOVED) for tag in run.data.tags if tag.startswith(REMOVED)})
+    noted = {tag.removeprefix(REMOVED) for tag in run.data.tags if tag.startswith(REMOVED)}
+    removed = sorted(
+        compared & noted - {point.info.run_id for point in points}
+    )  # one may be noted, and `gc` interrupted
     if removed:
         shown = ", ".join(run_id[:8] for run_id in removed)
         own.remarks.append(f"of the points that it compared `moesaic gc` removed {len(removed)}: {shown}")

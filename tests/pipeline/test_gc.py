@@ -11,7 +11,7 @@ from mlflow.entities import ViewType
 from pipeline.cli import main
 from pipeline.gc import freed
 from pipeline.needed import DAY_MS, Fact, not_needed
-from pipeline.seal import SEAL_TAG
+from pipeline.seal import REMOVED, SEAL_TAG
 from pipeline.store import SQLITE, Store
 from tests.pipeline.conftest import Toy
 
@@ -155,12 +155,15 @@ def test_a_sweep_that_stays_knows_which_of_its_points_went(
     store = Store(f"{SQLITE}{store_file}", "moesaic")
     (parent,) = store.search("tags.`moesaic.kind` = 'sweep'")
     good, bad = sorted(store.search("tags.`moesaic.kind` = 'run'"), key=lambda run: int(run.data.tags["moesaic.point"]))
+    store.tag(parent.info.run_id, {f"{REMOVED}{good.info.run_id}": "by a gc that was interrupted"})
     assert main(["audit", parent.info.run_id]) == 0
+    assert "note: of the points" not in capsys.readouterr().out
     assert main(["gc", "--failed", "--delete"]) == 0
     capsys.readouterr()
     assert main(["audit", parent.info.run_id, "--seal", parent.data.tags[SEAL_TAG]]) == 0
     told = f"note: of the points that it compared `moesaic gc` removed 1: {bad.info.run_id[:8]}"
     assert told in capsys.readouterr().out
+    store.client.delete_tag(parent.info.run_id, f"{REMOVED}{good.info.run_id}")
     store.client.delete_run(good.info.run_id)  # by a person
     assert main(["audit", parent.info.run_id]) == 3
     assert "it had 2 points, and 0 are there" in capsys.readouterr().err
