@@ -34,7 +34,7 @@ from pipeline.declaration import StageDeclaration, StageSpec
 from pipeline.evidence import Evidence, gather
 from pipeline.lifecycle import alive
 from pipeline.schema import CONF, check, stage_config
-from pipeline.seal import SEAL_TAG
+from pipeline.seal import REMOVED, SEAL_TAG
 from pipeline.store import GONE, TAG, Store
 from stages import paths
 from stages.errors import BadInput, MoesaicError, sentence_of
@@ -101,12 +101,21 @@ def _sweep(store: Store, run: Run, temporary: Path) -> Iterator[Part]:
     evidence = gather(store, run, temporary)
     own = Part("sweep", run.info.run_id, run.info.status.lower(), [evidence.counts()], evidence.findings)
     points = comparison.latest(comparison.points_of(store, run.info.run_id))
-    told = run.data.metrics.get("points")
-    if told is not None and told != len(points):
-        own.findings.append(f"it had {told:.0f} points, and {len(points)} are there")
-    elif (table := evidence.folder / comparison.TABLE).is_file():
+    compared = set[str]()
+    if (table := evidence.folder / comparison.TABLE).is_file():
         with table.open(encoding="utf-8", newline="") as stream:
             compared = {row.get("run_id", "") for row in csv.DictReader(stream)}
+    noted = {tag.removeprefix(REMOVED) for tag in run.data.tags if tag.startswith(REMOVED)}
+    removed = sorted(
+        compared & noted - {point.info.run_id for point in points}
+    )  # one may be noted, and `gc` interrupted
+    if removed:
+        shown = ", ".join(run_id[:8] for run_id in removed)
+        own.remarks.append(f"of the points that it compared `moesaic gc` removed {len(removed)}: {shown}")
+    told = run.data.metrics.get("points")
+    if told is not None and told != len(points) + len(removed):
+        own.findings.append(f"it had {told:.0f} points, and {len(points)} are there")
+    elif table.is_file():
         for stranger in sorted({point.info.run_id for point in points} - compared):
             own.findings.append(f"the run {stranger[:8]} is below it, and is none of the points that it compared")
     yield own

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.seal import NAME_TAG, RESTLESS, SEAL_TAG, Record, read_record
+from pipeline.seal import NAME_TAG, REMOVED, RESTLESS, SEAL_TAG, Record, read_record
 from pipeline.store import TAG, Store
 from pipeline.writes import BIRTH, local_folder
 from stages import paths
@@ -123,10 +123,11 @@ def _row_faults(store: Store, run: Run, record: Record) -> Iterator[str]:
             yield f"its {what} is {_time(at)}, and was {_time(was)}"
     if run.info.run_name != record.tags.get(NAME_TAG):
         yield f"its name is {_word(run.info.run_name)}, and was {_word(record.tags.get(NAME_TAG))}"
+    later = (REMOVED,) if run.data.tags.get(f"{TAG}kind") == "sweep" else ()
     tags = {
         k: v
         for k, v in run.data.tags.items()
-        if k in record.tags or (k.startswith(TOLD) and k not in (SEAL_TAG, *RESTLESS))
+        if k in record.tags or (k.startswith(TOLD) and k not in (SEAL_TAG, *RESTLESS) and not k.startswith(later))
     }
     yield from _differences("tag", tags, record.tags)
     yield from _differences("param", run.data.params, record.params)
@@ -198,7 +199,8 @@ def _as_it_was(file: Path, stood_in: Mapping[str, str]) -> str:
 
 
 def _dataset_remarks(run: Run, record: Record) -> Iterator[str]:
-    """Where the store says that a data set came from, if the run says otherwise: see `_dataset_faults`."""
+    """Where the store says that a data set came from and what it holds, if the run says otherwise: see
+    `_dataset_faults`."""
     came = {(each["name"], each["sha256"]): each for each in record.datasets}
     for item in run.inputs.dataset_inputs if run.inputs is not None else ():
         source = json.loads(item.dataset.source)
@@ -207,6 +209,11 @@ def _dataset_remarks(run: Run, record: Record) -> Iterator[str]:
             yield (
                 f"the store says that the dataset {item.dataset.name} came from {source['uri']}, as some run was first to "
                 f"say; this one read the same content from {then['source']}"
+            )
+        if then is not None and (profile := json.loads(item.dataset.profile or "{}")) != then["profile"]:
+            yield (
+                f"the store says that the dataset {item.dataset.name} is {json.dumps(profile)}, as some run was first to say; "
+                f"this one says {json.dumps(then['profile'])}"
             )
 
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from pipeline.addresses import HTTP
 from pipeline.needed import Fact, Verdict, not_needed
 from pipeline.outbox import RUN_LOCK, waits
+from pipeline.seal import REMOVED
 from pipeline.store import TAG, Store, remove
+from pipeline.story import now
 from pipeline.sync import claimed
 from pipeline.writes import local_folder
 from stages import paths
@@ -27,12 +29,14 @@ OURS = (".hydra", "moesaic.log", RUN_LOCK, paths.PROGRESS, paths.SUMMARY, paths.
 
 @dataclass(frozen=True)
 class Garbage:
-    """What can go: `runs` of the store, `artifacts` of theirs on this machine, and by run folder what they left in it."""
+    """What can go: `runs` of the store, `artifacts` of theirs on this machine, and by run folder what they left in it.
+    `points`: by sweep that stays, those of its points that go."""
 
     verdict: Verdict
     runs: list[Run]
     artifacts: list[Path]
     left: dict[Path, list[Path]]
+    points: dict[str, list[str]]
 
     @property
     def paths(self) -> list[Path]:
@@ -46,11 +50,18 @@ def collect(store: Store, days: float | None, *, failed: bool) -> Garbage:
     gone = [runs[run_id] for run_id in verdict.remove]
     artifacts = [folder.parent for run in gone if (folder := local_folder(run)) is not None and folder.parent.is_dir()]
     left = {Path(run.data.tags[f"{TAG}directory"]): found for run in gone if (found := _left(run))}
-    return Garbage(verdict, gone, artifacts, left)
+    points: dict[str, list[str]] = {}
+    for run in gone:
+        sweep = runs.get(run.data.tags.get("mlflow.parentRunId", ""))
+        if sweep is not None and sweep.info.run_id not in verdict.remove and _is_sweep(sweep):
+            points.setdefault(sweep.info.run_id, []).append(run.info.run_id)
+    return Garbage(verdict, gone, artifacts, left, points)
 
 
 def sweep_up(store: Store, found: Garbage) -> None:
     """Remove it: artifacts first, so that what is interrupted can be found again."""
+    for sweep, points in found.points.items():  # or its audit would miss them
+        store.tag(sweep, {f"{REMOVED}{point}": now() for point in points})
     for path in found.paths:
         _remove(path)
     for directory in found.left:
@@ -105,6 +116,11 @@ def freed(roots: Iterable[Path]) -> int:
                 state = file.stat()
                 seen.setdefault((state.st_dev, state.st_ino), [state.st_nlink, state.st_size, 0])[2] += 1
     return sum(size for links, size, found in seen.values() if found >= links)
+
+
+def _is_sweep(run: Run) -> bool:
+    """That can be given a tag."""
+    return run.data.tags.get(f"{TAG}kind") == "sweep" and run.info.lifecycle_stage == "active"
 
 
 def _fact(run: Run) -> Fact:

@@ -19,9 +19,9 @@ from pipeline.keys import KeyParts
 from pipeline.lifecycle import Terminated, cause_of, signals_held
 from pipeline.outbox import suppress_outage
 from pipeline.seal import SEAL_TAG, SealedStore
-from pipeline.store import NOTE, Store
+from pipeline.store import NOTE, TAG, Store
 from pipeline.story import RUN_NAME, STARTED, now, padded, run_note
-from pipeline.summary import Summary
+from pipeline.summary import StageState, Summary
 from stages import paths
 from stages.contract import Dataset, StageResult
 from stages.errors import MoesaicError
@@ -68,9 +68,7 @@ def finish_run(store: SealedStore, summary: Summary, directory: Path, overrides:
     metrics = {
         f"{stage}.{name}": value for stage, state in summary.stages.items() for name, value in state.metrics.items()
     }
-    states = {
-        f"moesaic.stage.{name}": f"{state.state} {state.run_id or ''}".strip() for name, state in summary.stages.items()
-    }
+    states = {_shown(name): _taken(state) for name, state in summary.stages.items()}
     made_by = {}
     for name, state in summary.stages.items():
         if state.run_id:
@@ -84,6 +82,20 @@ def finish_run(store: SealedStore, summary: Summary, directory: Path, overrides:
         if (directory / name).is_file():
             store.artifact(summary.run_id, directory / name)
     store.finish(summary.run_id, status, metrics=metrics, tags={**states, **seals, **story})
+
+
+def shows(store: Store, run_id: str | None, stage: str, state: StageState) -> None:
+    """While the run still goes on: which result of another run it took, so that nobody removes that."""
+    if run_id is not None:
+        store.tag(run_id, {_shown(stage): _taken(state)})
+
+
+def _shown(stage: str) -> str:
+    return f"{TAG}stage.{stage}"
+
+
+def _taken(state: StageState) -> str:
+    return f"{state.state} {state.run_id or ''}".strip()
 
 
 def lineage(spec: StageSpec, parts: KeyParts, summary: Summary) -> dict[str, Dataset]:

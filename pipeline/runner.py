@@ -194,8 +194,9 @@ class _Walk:
         found = self._checkpoint(spec, parts, config)
         if isinstance(found, Hit):
             self.manifests[spec.name] = found.manifest
-            why = f"run {found.run_id[:8]}"
-            self._note(spec, StageState("cached", why, 0.0, found.run_id, parts.key, found.metrics))
+            state = StageState("cached", f"run {found.run_id[:8]}", 0.0, found.run_id, parts.key, found.metrics)
+            record.shows(self.store, self.summary.run_id, spec.name, state)
+            self._note(spec, state)
         elif not asked:
             raise MoesaicError(
                 f"run.first or run.only leaves out {spec.name}, whose output is needed, and there is no finished "
@@ -295,6 +296,5 @@ class _Walk:
 
     def _note(self, spec: StageSpec, state: StageState) -> None:
         self.summary.stages[spec.name] = state
-        would_run = state.state == "skipped"
-        word, why = ("runs", state.why.removeprefix("would run: ")) if would_run else (state.state, state.why)
-        self.request.view.stage(spec.name, word, why)
+        word = "runs" if state.state == "skipped" else state.state
+        self.request.view.stage(spec.name, word, state.why.removeprefix("would run: "))

@@ -28,6 +28,8 @@ SEAL_TAG = f"{TAG}{SEAL}"
 NAME_TAG = "mlflow.runName"
 RESTLESS = (f"{TAG}heartbeat", f"{TAG}progress")
 """Say nothing of a run that has ended, and a last one may come late."""
+REMOVED = f"{TAG}removed."
+"""And the id of a point that `moesaic gc` removed: on its sweep, which is long sealed then."""
 
 
 @dataclass

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +48,7 @@ NOTE = "mlflow.note.content"
 LOADS = "loads"
 GONE = "RESOURCE_DOES_NOT_EXIST"
 """What MLflow says of a run that is not there; whatever else it says, the store cannot be asked."""
+OTHERWISE = ", or name another store (tracking.uri, --tracking-uri or MLFLOW_TRACKING_URI)."
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens on the runs
 
 
@@ -68,7 +69,7 @@ class Store:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.with_suffix(".lock").open("ab").close()  # where that cannot be, the lock below would try for ever
             except OSError as error:
-                raise MoesaicError(f"The tracking store cannot be made: {sentence_of(error)}") from error
+                raise MoesaicError(f"The tracking store cannot be made: {sentence_of(error)}{OTHERWISE}") from error
             artifact_location = artifact_location or (path.parent.absolute() / "mlartifacts").as_uri()
             # The first client migrates the schema and names the experiment; several at once would break both.
             with FileLock(path.with_suffix(".lock")):
@@ -111,12 +112,10 @@ class Store:
             raise self._unusable(error) from error
 
     def _unusable(self, error: Exception) -> MoesaicError:
-        if "NewConnectionError" in str(error):
-            return MoesaicError(
-                f"The tracking store {hidden(self.uri)} cannot be used: nobody answers there; start the server, or name "
-                "another store (tracking.uri, --tracking-uri or MLFLOW_TRACKING_URI)."
-            )
-        return MoesaicError(f"The tracking store {hidden(self.uri)} cannot be used: {hidden(sentence_of(error))}")
+        unheard = "NewConnectionError" in str(error)
+        told = hidden(sentence_of(error)).rstrip(".")
+        why = "nobody answers there; start the server" if unheard else f"{told}; mend that"
+        return MoesaicError(f"The tracking store {hidden(self.uri)} cannot be used: {why}{OTHERWISE}")
 
     def _experiment(self, artifact_location: str | None, create: bool) -> str:
         from mlflow.exceptions import MlflowException
@@ -125,10 +124,11 @@ class Store:
         try:
             found = self.client.get_experiment_by_name(self.experiment)
             if found is None and create:
-                try:
-                    return str(self.client.create_experiment(self.experiment, artifact_location, tags=EXPERIMENT_TAGS))
-                except MlflowException:  # another process was first
-                    found = self.client.get_experiment_by_name(self.experiment)
+                with suppress(MlflowException):  # another process was first
+                    self.client.create_experiment(self.experiment, artifact_location, tags=EXPERIMENT_TAGS)
+                found = self.client.get_experiment_by_name(self.experiment)
+            if found is not None and create:
+                writes.make_room(self.client, found, self.uri)
         except (MlflowException, SQLAlchemyError, OSError) as error:
             raise self._unusable(error) from error
         if found is None:

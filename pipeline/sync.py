@@ -27,6 +27,8 @@ def sync(store: Store, what: str | None, say: Callable[[str], None]) -> None:
     all runs of the experiment that did not end."""
     if what is not None and Path(what).is_dir():
         folders = [Path(what)]
+    elif what is not None and "/" in what:
+        raise BadInput(f"{what} is no folder: name that of a run or a sweep, or the beginning of a run's id.")
     elif what is not None:
         folders = [_folder(store.pipeline_or_sweep(store.find(what)))]
     else:

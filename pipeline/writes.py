@@ -6,6 +6,7 @@ which it was reported, and the rest replaces what is there.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -19,9 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
+from pipeline.addresses import SQLITE
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 TAG = "moesaic."
 BIRTH = f"{TAG}birth"
@@ -157,6 +160,8 @@ def _files(client: MlflowClient, write: Write) -> None:
         else:
             client.log_artifact(write.run_id, str(source), folder or None)
         return
+    if not (room := local.parent.parent).is_dir():  # its disk may be gone
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(room))
     root = source if source.is_dir() else source.parent
     for file in source.rglob("*") if source.is_dir() else (source,):
         if file.is_file():
@@ -189,7 +194,22 @@ DELIVER: dict[str, Callable[[MlflowClient, Write], None]] = {
 }
 
 
+def make_room(client: MlflowClient, experiment: Experiment, uri: str) -> None:
+    """Where artifacts are to lie on this machine: the folder for them, before the first run, or where the database of
+    the store at `uri` lies too. Else it has to be there: in place of a disk that is not, nobody would find them."""
+    room, database = local_path(experiment.artifact_location), Path(uri.removeprefix(SQLITE)).absolute()
+    if room is None or room.is_dir():
+        return
+    if room.parent == database.parent or not client.search_runs([experiment.experiment_id], max_results=1):
+        with suppress(OSError):  # the first upload tells
+            room.mkdir(parents=True)
+
+
 def local_folder(run: Run) -> Path | None:
     """Where the artifacts of `run` lie, if that is on this machine."""
-    uri = urlparse(run.info.artifact_uri)
+    return local_path(run.info.artifact_uri)
+
+
+def local_path(address: str) -> Path | None:
+    uri = urlparse(address)
     return Path(unquote(uri.path)) if uri.scheme in ("", "file") else None

@@ -57,7 +57,8 @@ class Content(Protocol):
 
 @dataclass(frozen=True)
 class Dataset:
-    """An external input, for the record: what it is, where it came from, and the SHA-256 of its content."""
+    """An external input, for the record: what it is, where it came from, and the SHA-256 of its content. `profile`: what
+    is true of it whatever a run takes of it."""
 
     name: str
     source: str

@@ -20,6 +20,7 @@ class MoesaicError(Exception):
 
 
 ADVICE = {
+    errno.ENOENT: "that file, or a folder on the way to it, is not there: check the path",
     errno.ENOTDIR: "a part of that path is a file: choose another folder",
     errno.EEXIST: "something of that name is there: choose another one",
     errno.EACCES: "choose a place that you may write to, or ask for the right to",
@@ -30,6 +31,10 @@ ADVICE = {
     errno.EDQUOT: "your share of that disk is used up: make room, and the same command continues",
 }
 """What a user can do about errors of the system."""
+
+
+PREAMBLE = "(raised as a result of Query-invoked autoflush"
+"""How a line of SQLAlchemy begins that says nothing; what went wrong follows it."""
 
 
 def sentence_of(error: BaseException) -> str:
@@ -45,7 +50,7 @@ def sentence_of(error: BaseException) -> str:
         file = error.filename2 or error.filename  # of two, the one that was written
         told = f"{error.strerror}: {file}" if file else error.strerror
         return f"{told} ({ADVICE[error.errno]})" if error.errno in ADVICE else told
-    lines = str(error).strip().splitlines()
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith(PREAMBLE)]
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 

@@ -42,12 +42,13 @@ def collect(config: CollectStageConfig, inputs: Mapping[str, Path], folder: Path
     progress("drawing loads", 0.9)
     name, source = _origin(options)
     metrics = report.metrics(load, top_k)
-    digest = (
-        options.model_files.sha256()
-        if options.source == "transformers"
-        else paths.sha256(options.file or folder / paths.LOAD)
-    )
-    profile = {"windows": load.windows, "layers": load.layers, "experts": load.experts, "tokens": metrics["tokens"]}
+    digest, profile = paths.sha256(options.file or folder / paths.LOAD), {}
+    if options.source == "transformers":
+        digest = options.model_files.sha256()
+    elif (
+        options.file is None
+    ):  # of a file other runs take other windows and labels, and the store has one profile for all
+        profile = {"windows": load.windows, "layers": load.layers, "experts": load.experts, "tokens": metrics["tokens"]}
     return StageResult(
         files=files,
         metrics=metrics,

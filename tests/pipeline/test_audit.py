@@ -193,11 +193,13 @@ def test_a_run_that_was_put_below_it_is_found(kept: Kept, rows: None) -> None:
 
 def test_a_data_set_that_is_said_to_come_from_elsewhere_is_remarked(kept: Kept, rows: None) -> None:
     kept.execute('update datasets set dataset_source = replace(dataset_source, \'"uri": "\', \'"uri": "not \')')
+    kept.execute("update datasets set dataset_profile = replace(dataset_profile, '\"windows\": ', '\"windows\": 9')")
     report = audit(kept.store, kept.run_id)
     assert report.findings == []  # two runs may have read the same content from two places
     assert any(
         "came from not " in remark and "this one read" in remark for part in report.parts for remark in part.remarks
     )
+    assert any('is {"windows": 9' in remark for part in report.parts for remark in part.remarks)
 
 
 def test_a_store_that_goes_away_tells_nothing_of_a_run(

@@ -18,6 +18,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from pipeline.cli import main
+from pipeline.store import SQLITE, Store
 
 TINY = ("model=tiny", "collect=synthetic", "topology=1x2", "run.last=plan")
 
@@ -90,6 +91,7 @@ def test_a_run_leaves_what_the_design_says(here: Path, capsys: pytest.CaptureFix
         (["hydra/launcher=ray", "-m"], 2, "hydra/launcher=ray is not installed: pip install 'moesaic[ray]' brings it."),
         (["--config-dir", "cfg", "place=mine"], 2, "mine.yaml, line 2 is no YAML: "),
         (["tracking.uri=sqlite:////proc/x.db"], 1, "The tracking store cannot be made: "),
+        (["tracking.uri=sqlite:////proc/x.db"], 1, "check the path), or name another store (tracking.uri,"),
         (["topology.gpus_per_node=1000000"], 2, "are 1,000,000 ranks: at most 16,384 can be planned for"),
         (
             ["place.redundant_experts=1000000", "run.last=place"],
@@ -221,6 +223,18 @@ def test_a_search_may_try_a_point_twice(here: Path, capsys: pytest.CaptureFixtur
     assert [summary(here / "sweep" / str(n))["status"] for n in range(3)] == ["done"] * 3
 
 
+def test_runs_that_take_different_windows_of_a_file_have_one_data_set(here: Path) -> None:
+    np.save("loads.npy", np.ones((6, 4, 8), dtype=np.int64))
+    command = ["run", "model=tiny", "collect=table", "collect.path=loads.npy", "run.last=collect"]
+    for window in (1, 3):
+        assert main([*command, f"collect.window={window}"]) == 0
+    runs = Store(f"{SQLITE}{here / 'outputs' / 'mlflow.db'}", "moesaic").search("tags.`moesaic.kind` = 'run'")
+    assert [run.data.metrics["collect.windows"] for run in runs] == [2, 6]
+    held = [item.dataset for run in runs for item in run.inputs.dataset_inputs]
+    assert len({dataset.digest for dataset in held}) == 1
+    assert [dataset.profile for dataset in held] == ["{}", "{}"]  # it would be that of the first run for both
+
+
 def test_status_and_export(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status"]) == 2
     assert "has no experiment 'moesaic' yet" in capsys.readouterr().err
@@ -310,6 +324,17 @@ def test_the_last_line_names_a_command_that_the_shell_finds(tmp_path: Path, monk
         (["ui", "--port", "99999999"], 2, "99999999 is no port: give a number from 1 to 65535"),
         (["completion", "tcsh"], 2, "choose from"),
         (["status", "--tracking-uri", "sqlite:///{here}/junk.db"], 1, "cannot be used"),
+        (
+            ["status", "--tracking-uri", "sqlite:///{here}/junk.db"],
+            1,
+            "; mend that, or name another store (tracking.uri,",
+        ),
+        (
+            ["run", *TINY, "hydra.run.dir=/proc/x"],
+            1,
+            "No such file or directory: /proc/x (that file, or a folder on the",
+        ),
+        (["sync", "/nope"], 2, "/nope is no folder: name that of a run or a sweep, or the beginning of a run's id."),
         (["export", "0", "--to", "sglang", "--out", "{here}"], 2, "name a file in a folder that exists"),
         (["status", "--tracking-uri", "foo://bar"], 2, "foo://bar is no address of a tracking store: sqlite:///FILE,"),
         (["status", "--tracking-uri", "mlruns"], 2, "mlruns is no address of a tracking store: sqlite:///FILE,"),

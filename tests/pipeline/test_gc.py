@@ -11,6 +11,8 @@ from mlflow.entities import ViewType
 from pipeline.cli import main
 from pipeline.gc import freed
 from pipeline.needed import DAY_MS, Fact, not_needed
+from pipeline.seal import REMOVED, SEAL_TAG
+from pipeline.store import SQLITE, Store
 from tests.pipeline.conftest import Toy
 
 NOW = 100 * DAY_MS
@@ -132,6 +134,39 @@ def test_failed_runs_go_if_asked_for_and_their_finished_stages_with_them(local_t
     assert ids(local_toy) == {str(kept.run_id), *(str(state.run_id) for state in kept.stages.values())}
     assert not folder.exists()
     assert local_toy.directory.exists()
+
+
+def test_what_a_run_took_stays_while_it_goes_on(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ZeroDivisionError):
+        toy("double.fail=crash")
+    toy.reactions["double   runs"] = lambda: gc(toy, "--delete", "--failed")
+    summary = toy()
+    assert summary.stages["make"].state == "cached"
+    assert toy.store.run(str(summary.stages["make"].run_id)).info.lifecycle_stage == "active"
+    assert f"stays     run {str(summary.run_id)[:8]} took a stage of it" in capsys.readouterr().out
+    assert main(["audit", str(summary.run_id), "--tracking-uri", toy.uri, "--experiment", toy.experiment]) == 0
+
+
+def test_a_sweep_that_stays_knows_which_of_its_points_went(
+    store_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = ["run", "-m", "model=tiny", "topology=1x2", "collect=synthetic,table", "run.last=collect"]
+    assert main(sweep) == 2
+    store = Store(f"{SQLITE}{store_file}", "moesaic")
+    (parent,) = store.search("tags.`moesaic.kind` = 'sweep'")
+    good, bad = sorted(store.search("tags.`moesaic.kind` = 'run'"), key=lambda run: int(run.data.tags["moesaic.point"]))
+    store.tag(parent.info.run_id, {f"{REMOVED}{good.info.run_id}": "by a gc that was interrupted"})
+    assert main(["audit", parent.info.run_id]) == 0
+    assert "note: of the points" not in capsys.readouterr().out
+    assert main(["gc", "--failed", "--delete"]) == 0
+    capsys.readouterr()
+    assert main(["audit", parent.info.run_id, "--seal", parent.data.tags[SEAL_TAG]]) == 0
+    told = f"note: of the points that it compared `moesaic gc` removed 1: {bad.info.run_id[:8]}"
+    assert told in capsys.readouterr().out
+    store.client.delete_tag(parent.info.run_id, f"{REMOVED}{good.info.run_id}")
+    store.client.delete_run(good.info.run_id)  # by a person
+    assert main(["audit", parent.info.run_id]) == 3
+    assert "it had 2 points, and 0 are there" in capsys.readouterr().err
 
 
 def test_what_is_freed_counts_a_file_once_and_only_with_all_its_links(tmp_path: Path) -> None:

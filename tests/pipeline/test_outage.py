@@ -196,6 +196,31 @@ def test_other_ways_to_bring_it_back(switch: tuple[Toy, Switch], way: str) -> No
     ]  # fmt: skip
 
 
+def test_what_became_of_a_database_is_said(local_toy: Toy) -> None:
+    local_toy.reactions = {"double ": lambda: (local_toy.folder / "outputs").rename(local_toy.folder / "away")}
+    local_toy()
+    assert "autoflush" not in local_toy.lines[-1]
+    assert "(sqlite3.OperationalError) " in local_toy.lines[-1]
+
+
+def test_artifacts_wait_for_a_disk_that_went_away(local_toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its folder is not made anew where it was mounted: what is written there nobody finds once it is back."""
+    disk, away = local_toy.folder / "disk", local_toy.folder / "away"
+    artifacts = f"tracking.artifact_location={disk / 'artifacts'}"
+    local_toy.reactions = {"double ": lambda: Path(disk.rename(away)) and disk.mkdir()}
+    run_id = str(local_toy(artifacts).run_id)
+    assert local_toy.lines[-1].startswith(f"The tracking store is still away (No such file or directory: {disk}")
+    assert list(disk.iterdir()) == []
+    assert local_toy("seed=1", artifacts).status == "done"  # begun without it
+    assert list(disk.iterdir()) == []
+    disk.rmdir()
+    away.rename(disk)
+    assert main(["sync", "--tracking-uri", local_toy.uri]) == 0
+    for run in local_toy.store.search("tags.`moesaic.kind` = 'run'"):
+        assert main(["audit", run.info.run_id, "--tracking-uri", local_toy.uri]) == 0
+    assert main(["audit", run_id, "--tracking-uri", local_toy.uri]) == 0
+
+
 def test_a_sweep_goes_on_without_its_store(
     toy_of: Callable[[str], Toy], wire: Wire, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,7 +34,7 @@ def test_gpt_oss_sample(tmp_path: Path) -> None:
     assert dataset.name == "gpt_oss_20b"
     assert dataset.source.startswith("AmanPriyanshu/GPT-OSS-MoE-ExpertFingerprinting@72b368f (Apache-2.0)")
     assert dataset.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert dataset.profile == {"windows": 539, "layers": 24, "experts": 32, "tokens": tokens}
+    assert dataset.profile == {}  # a run with a label or other windows has the same data set
     assert "Most skewed: layer 22, whose expert 25 gets 4.62 times the mean" in result.note
     assert "mmlu_test (201)" in result.note
     assert str(DATA) not in result.note + dataset.source
@@ -151,6 +151,7 @@ def test_synthetic(tmp_path: Path) -> None:
     artifact = tmp_path / "collect" / "load.safetensors"
     assert dataset.sha256 == hashlib.sha256(artifact.read_bytes()).hexdigest()
     assert dataset.source == "generator (zipf, exponent 0.5, drift 0.1)"
+    assert dataset.profile == {"windows": 6, "layers": 5, "experts": 16, "tokens": 600}
     np.testing.assert_array_equal(run(tmp_path, spec, **options)[1].logical_count, load.logical_count)
     assert not np.array_equal(run(tmp_path, spec, seed=1, **options)[1].logical_count, load.logical_count)
     merged = run(tmp_path, spec, window=3, **options)[1]
