@@ -42,7 +42,7 @@ def predict(
     spent = budget(Layout.of(tensors), staging_mib, packs=packs, most=most)
     batches = cut(
         plan, layers, slots, topology.ranks, rows=spent.rows, at_once=spent.at_once, at_least=spent.at_least,
-        sends_at_once=spent.packed, steps=np.arange(layers) // (layers_per_step or layers),
+        sends_at_once=spent.sends_at_once, steps=np.arange(layers) // (layers_per_step or layers),
         gpus_per_node=topology.gpus_per_node,
     )  # fmt: skip
     batch = np.where(batches.stage >= 0, batches.stage, np.maximum(batches.commit, 0))

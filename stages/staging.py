@@ -21,6 +21,7 @@ PACK_ROWS = 8
 BATCH_BYTES = 256 * MIB
 LAST_BYTES = 32 * MIB
 """Larger batches make links no faster, smaller ones do not fill them."""
+SENDS = 2
 AREAS = 4
 """How many batches are in staging at once: one is committed, one is checked, two are on their way."""
 
@@ -76,6 +77,12 @@ class Budget:
     at_once: int
     at_least: int
     packed: int
+
+    @property
+    def sends_at_once(self) -> int:
+        """Experts that a rank sends out of its slots in one batch: where nothing is packed, so that groups of operations
+        stay small."""
+        return self.packed or SENDS * self.at_once
 
     def nbytes(self, layout: Layout) -> int:
         return layout.total(self.rows) + 2 * self.packed * layout.small_row

@@ -146,7 +146,7 @@ def batches_of(job: Job, spent: Budget, steps: Ints, gpus_per_node: int | None) 
     """How all ranks cut the job's plan."""
     return cut(
         job.plan, job.layers, job.slots, job.ranks,
-        rows=spent.rows, at_once=spent.at_once, at_least=spent.at_least, sends_at_once=spent.packed,
+        rows=spent.rows, at_once=spent.at_once, at_least=spent.at_least, sends_at_once=spent.sends_at_once,
         steps=steps, gpus_per_node=gpus_per_node,
     )  # fmt: skip
 

@@ -98,7 +98,7 @@ def load_seconds(found: Scheduled, case: Case, ranks: int) -> tuple[float, float
             start = time.perf_counter()
             batches = cut(
                 plan, case.layers, case.slots, ranks, rows=spent.rows, at_once=spent.at_once, at_least=spent.at_least,
-                sends_at_once=spent.packed, gpus_per_node=8,
+                sends_at_once=spent.sends_at_once, gpus_per_node=8,
             )  # fmt: skip
             cutting.append(time.perf_counter() - start)
             start = time.perf_counter()

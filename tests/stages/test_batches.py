@@ -13,6 +13,7 @@ from stages.batches import Batches, cut, parked, reached
 from stages.direct import direct_transfers
 from stages.errors import BadInput
 from stages.expert_map import EMPTY, ExpertMap, contiguous_map
+from stages.staging import Layout, budget
 from stages.transfers import Kind, TransferPlan
 from tests.stages.maps import MapPair, map_pairs
 from tests.stages.update.cases import relayed
@@ -143,6 +144,21 @@ def test_no_rank_holds_up_the_others_with_many_crossings_at_once() -> None:
     least = per_rank * layers // gpus
     assert busiest[None] == 4 * least
     assert busiest[gpus] <= 1.25 * least
+
+
+@pytest.mark.parametrize("tensors", [(4 << 20, 2 << 20), (4 << 20, 1 << 10)], ids=["large", "packed"])
+def test_a_rank_that_all_want_experts_of_sends_few_in_a_batch(tensors: tuple[int, ...]) -> None:
+    ranks, per_rank = 8, 32
+    old = np.arange(ranks * per_rank)[None] % per_rank + np.repeat(np.arange(ranks) > 0, per_rank) * per_rank
+    new = np.tile(np.arange(per_rank), (1, ranks))  # of which rank 0 alone has any
+    plan = direct_transfers(old, new, ranks, ranks, sum(tensors))
+    spent = budget(Layout.of(tensors), 64, packs=True, most=per_rank)
+    batches = cut(
+        plan, 1, ranks * per_rank, ranks, rows=spent.rows, at_once=spent.at_once, sends_at_once=spent.sends_at_once
+    )
+    sent = np.bincount(batches.stage[plan.network & (plan.src_rank == 0)])
+    assert len(plan.select(plan.network)) == sent.sum() == (ranks - 1) * per_rank
+    assert sent.max() <= 2 * spent.at_once < (ranks - 1) * spent.at_once
 
 
 @pytest.mark.parametrize("length", [2, 3, 17])
