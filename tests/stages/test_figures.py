@@ -40,13 +40,20 @@ def test_bars_below_two_heat_maps_have_their_level() -> None:
     bars = Bars(
         {"before": np.array([2.0, 1.0]), "after": np.array([1.5, 1.5])}, ("bound", 1.4), "layer 3", "GPU", "load / mean"
     )
-    *_, axes = side_by_side(np.eye(2), np.eye(2), ("a", "b"), "x", "y", "unit", bars).axes
-    assert [bar.get_height() for bar in axes.patches] == [2.0, 1.0, 1.5, 1.5]
+    figure = side_by_side(np.eye(2), np.eye(2), ("a", "b"), "x", "y", "unit", bars)
+    *_, axes = figure.axes
+    shapes = [[path.get_extents() for path in shape.get_paths()] for shape in axes.collections]
+    assert [[(box.y0, box.y1) for box in boxes] for boxes in shapes] == [[(0, 2), (0, 1)], [(0, 1.5), (0, 1.5)]]
+    for index in range(2):  # the later series is narrower, and in front
+        (wide, narrow) = (boxes[index] for boxes in shapes)
+        assert wide.x0 < narrow.x0 < index < narrow.x1 < wide.x1
+    assert axes.get_ylim()[1] > 2
     assert axes.lines[0].get_ydata() == [1.4, 1.4]
     legend = axes.get_legend()
     assert legend is not None
     assert {text.get_text() for text in legend.get_texts()} == {"before", "after", "bound"}
     assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("layer 3", "GPU", "load / mean")
+    assert png(figure).startswith(b"\x89PNG")
 
 
 def test_lines_draws_every_series() -> None:
