@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 NEIGHBOURS = 5
 """Earlier runs that a new key is compared with, to say why it is new."""
+_made: dict[tuple[str, str, str], deque[KeyParts]] = {}
+"""Those that this process made, by store, experiment and stage: points of a sweep need not ask the store for them."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,15 @@ def _take(store: Store, run: Run, parts: KeyParts, folder: Path) -> Hit | Miss:
         return Hit(run.info.run_id, manifest, dict(run.data.metrics))
 
 
+def made(store: Store, parts: KeyParts) -> None:
+    """This process has finished a stage run."""
+    _made.setdefault((store.uri, store.experiment, parts.stage), deque(maxlen=NEIGHBOURS)).append(parts)
+
+
 def _why_new(store: Store, parts: KeyParts) -> str:
     """How the key differs from that of the recent finished run of the stage which it differs from least."""
+    if own := _made.get((store.uri, store.experiment, parts.stage)):
+        return min((difference(one, parts) for one in reversed(own)), key=lambda one: one.changes).text
     query = f"attributes.status = 'FINISHED' and tags.`{TAG}stage` = '{parts.stage}'"
     found: list[Difference] = []
     recent = store.search(query, limit=NEIGHBOURS)

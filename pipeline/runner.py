@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline import facts, record, sync
 from pipeline.addresses import options_for
-from pipeline.checkpoint import Hit, Miss, look_up
+from pipeline.checkpoint import Hit, Miss, look_up, made
 from pipeline.declaration import RunOptions, StageSpec, needed, selection
 from pipeline.folder import check_target, ours, owned
 from pipeline.keys import KeyParts, Manifest, cacheable, environment, key_parts, write_manifest
@@ -253,6 +253,7 @@ class _Walk:
             state.metrics = dict(result.metrics)
             files = {*spec.outputs, *result.files}
             self.manifests[spec.name] = self._keep(partial, spec, stage, parts, result, files, started, state.seconds)
+        made(self.store, parts)
         state.state = "ran"
         self.request.view.ended(spec.name, state)
 
@@ -296,5 +297,6 @@ class _Walk:
 
     def _note(self, spec: StageSpec, state: StageState) -> None:
         self.summary.stages[spec.name] = state
-        word = "runs" if state.state == "skipped" else state.state
-        self.request.view.stage(spec.name, word, state.why.removeprefix("would run: "))
+        self.request.view.stage(
+            spec.name, state.state.replace("skipped", "runs"), state.why.removeprefix("would run: ")
+        )
