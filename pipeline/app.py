@@ -22,6 +22,7 @@ from pipeline import attached, sweep
 from pipeline.composing import composed_once
 from pipeline.config_errors import config_sentence, flags_first, yaml_sentence
 from pipeline.credentials import refuse_in
+from pipeline.garbage import seldom_collected
 from pipeline.lifecycle import Terminated, cause_of, ended_by, ending_raises
 from pipeline.points import Point
 from pipeline.progress import json_lines
@@ -51,7 +52,7 @@ def run(arguments: list[str]) -> int:
         followed = attached.follow(arguments)
         if followed is not None:
             return followed
-        with ending_raises(), composed_once():
+        with ending_raises(), composed_once(), seldom_collected():
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(point)()
         if _alone:
             raise _alone.pop()

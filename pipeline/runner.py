@@ -297,6 +297,5 @@ class _Walk:
 
     def _note(self, spec: StageSpec, state: StageState) -> None:
         self.summary.stages[spec.name] = state
-        self.request.view.stage(
-            spec.name, state.state.replace("skipped", "runs"), state.why.removeprefix("would run: ")
-        )
+        word = "runs" if state.state == "skipped" else state.state
+        self.request.view.stage(spec.name, word, state.why.removeprefix("would run: "))

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pipeline.garbage import seldom_collected
+
 LOOK_SECONDS = 1.0
 KNOWN = (None, "fork", "spawn", "forkserver")
 
@@ -26,7 +28,7 @@ def at_work() -> Iterator[None]:
             multiprocessing.set_start_method(None, force=True)  # would be told to use, and do not know
         _watching.append(threading.Thread(target=_end_with_launcher, daemon=True, name="moesaic-launcher"))
         _watching[0].start()
-    with _at_work:
+    with _at_work, seldom_collected():
         yield
 
 
