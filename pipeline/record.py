@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline import facts
+from pipeline.checkpoint import made
 from pipeline.declaration import StageSpec
 from pipeline.keys import KeyParts
 from pipeline.lifecycle import Terminated, cause_of, signals_held
@@ -158,6 +159,7 @@ def stage_run(
         store.finish(stage.run_id, "KILLED" if killed else "FAILED", metrics=stage.metrics, tags=ended)
         raise
     store.finish(stage.run_id, "FINISHED", metrics=stage.metrics, tags=stage.tags)
+    made(store, parts)
 
 
 def save_figures(folder: Path, figures: Mapping[str, Figure]) -> None:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline import facts, record, sync
 from pipeline.addresses import options_for
-from pipeline.checkpoint import Hit, Miss, look_up, made
+from pipeline.checkpoint import Hit, Miss, look_up
 from pipeline.declaration import RunOptions, StageSpec, needed, selection
 from pipeline.folder import check_target, ours, owned
 from pipeline.keys import KeyParts, Manifest, cacheable, environment, key_parts, write_manifest
@@ -253,7 +253,6 @@ class _Walk:
             state.metrics = dict(result.metrics)
             files = {*spec.outputs, *result.files}
             self.manifests[spec.name] = self._keep(partial, spec, stage, parts, result, files, started, state.seconds)
-        made(self.store, parts)
         state.state = "ran"
         self.request.view.ended(spec.name, state)
 
