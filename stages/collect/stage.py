@@ -40,23 +40,28 @@ def collect(config: CollectStageConfig, inputs: Mapping[str, Path], folder: Path
     fetched = sorted(file.relative_to(folder).as_posix() for file in (folder / FETCHED).glob("*"))
     files = (*write_load(folder, load), *fetched)
     progress("drawing loads", 0.9)
-    name, source = _origin(options)
     metrics = report.metrics(load, top_k)
-    digest, profile = paths.sha256(options.file or folder / paths.LOAD), {}
-    if options.source == "transformers":
-        digest = options.model_files.sha256()
-    elif (
-        options.file is None
-    ):  # of a file other runs take other windows and labels, and the store has one profile for all
-        profile = {"windows": load.windows, "layers": load.layers, "experts": load.experts, "tokens": metrics["tokens"]}
+    dataset = _dataset(options, load, metrics["tokens"], folder)
     return StageResult(
         files=files,
         metrics=metrics,
         figures=report.draw(load),
         tags=_tags(load, options, checked),
-        note=report.note(load, source, top_k, checked, _merged(options)),
-        datasets=(Dataset(name, source, digest, profile),),
+        note=report.note(load, dataset.source, top_k, checked, _merged(options)),
+        datasets=(dataset,),
     )
+
+
+def _dataset(options: CollectOptions, load: LoadStats, tokens: float, folder: Path) -> Dataset:
+    """What the loads are of. Of one file or model runs take different windows and labels, and the store has one profile
+    of it for all of them: there it has none."""
+    name, source = _origin(options)
+    if options.source == "transformers":
+        return Dataset(name, source, options.model_files.sha256())
+    if options.file is not None:
+        return Dataset(name, source, paths.sha256(options.file))
+    profile = {"windows": load.windows, "layers": load.layers, "experts": load.experts, "tokens": tokens}
+    return Dataset(name, source, paths.sha256(folder / paths.LOAD), profile)
 
 
 def loads_of(config: CollectStageConfig, folder: Path, progress: Progress) -> LoadStats:
