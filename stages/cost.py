@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from stages.exchanges import opened_by
+from stages.exchanges import opened_by, phases_of
 from stages.topology import Floats, Link, Topology
 from stages.transfers import Ints, Kind, TransferPlan
 
@@ -92,8 +92,7 @@ def predict_pipelined(
     device, queued = topology.device, topology.device.batch_message_us is not None
     if not queued:
         after = np.maximum(after, np.arange(batches) - IN_FLIGHT)
-    phases = np.ones(batches, dtype=np.int64)
-    np.maximum.at(phases, batch[plan.network], phase[plan.network] + 1)
+    phases = phases_of(batch[plan.network], phase[plan.network], batches)
     opened = opened_by(after, phases)
     exchange = opened[batch] + phase
     order = np.argsort(exchange, kind="stable")

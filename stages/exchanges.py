@@ -18,6 +18,13 @@ from stages.transfers import Ints
 NONE = -1
 
 
+def phases_of(batch: Ints, phase: Ints, batches: int) -> Ints:
+    """[B]: how many phases each batch has, where network row n goes out in `phase[n]` of `batch[n]`."""
+    phases = np.ones(batches, dtype=np.int64)
+    np.maximum.at(phases, batch, phase + 1)
+    return phases
+
+
 def opened_by(after: Ints, phases: Ints, first: int = 0) -> Ints:
     """[B]: the exchange with the first hops of each batch from `first` on; -1 before. `after`, `phases` [B]: see
     `Program`."""

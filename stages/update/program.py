@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 
+from stages.exchanges import phases_of
 from stages.transfers import Ints, Kind, TransferPlan
 
 if TYPE_CHECKING:
@@ -142,8 +143,7 @@ def compile_program(plan: TransferPlan, batches: Batches, rank: int, slots_per_r
         from_row=source,
         batches=len(batches),
     )
-    phases = np.ones(len(batches), dtype=np.int64)
-    np.maximum.at(phases, batches.stage[network], batches.phase[network] + 1)
+    phases = phases_of(batches.stage[network], batches.phase[network], len(batches))
     return Program(batches.after, phases, sends, arrivals, writes)
 
 
