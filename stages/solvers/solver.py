@@ -83,14 +83,14 @@ class Solver:
         of_load = (as_floats.shape, hashlib.sha256(as_floats.tobytes()).digest())
 
         def balance_with(slots: Ints) -> Floats:
-            capacity = capacity_of(slots, self.topology.ranks)
-            current = contiguous_within(capacity, self.experts)
-            problem = replace(self.problem(as_floats, current), capacity=capacity)
-            attempts = min(BUDGET_ATTEMPTS, max(1, BUDGET_EFFORT // int(slots.max() * self.topology.ranks)))
             tried = (of_load, slots.tobytes(), repr(self.topology), self.num_groups, self.options.locality, self.seed)
             if tried not in _TRIED:
                 if len(_TRIED) == MOST_TRIED:
                     _TRIED.clear()
+                capacity = capacity_of(slots, self.topology.ranks)
+                current = contiguous_within(capacity, self.experts)
+                problem = replace(self.problem(as_floats, current), capacity=capacity)
+                attempts = min(BUDGET_ATTEMPTS, max(1, BUDGET_EFFORT // int(slots.max() * self.topology.ranks)))
                 _TRIED[tried] = balance_from_scratch(problem, self.options, self.seed, attempts)
             return _TRIED[tried]
 
