@@ -28,7 +28,7 @@ class NcclTransport:
     def __init__(self, program: Program, network: PointToPoint, votes: dist.ProcessGroup, device: torch.device) -> None:
         self._network, self._votes, self._device = network, votes, device
         self._after, self._phases = program.after, program.phases
-        self._schedule = Schedule(self._after, self._phases)
+        self._schedule: Schedule  # of the attempt that goes on
         self._packs = _pack_tables(network, len(program), device)
         self._go = torch.zeros(max(1, len(program)), dtype=torch.int32, device=device)
         self._stream, self._pack_stream = stream(device, urgent=True), stream(device, urgent=True)

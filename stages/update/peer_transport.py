@@ -68,7 +68,7 @@ class PeerTransport:
     ) -> None:
         device = staging.data.device
         self._memory, self._after, self._phases = memory, program.after, program.phases
-        self._schedule = Schedule(self._after, self._phases)
+        self._schedule: Schedule  # of the attempt that goes on
         self._timeout_ns = int(timeout_seconds * 1e9)
         sends, at = program.sends, Addresses.of(slots, staging)
         targets = at.of_rows(memory.bases[sends.peer], sends.to_row)
