@@ -106,9 +106,8 @@ def _sweep(store: Store, run: Run, temporary: Path) -> Iterator[Part]:
         with table.open(encoding="utf-8", newline="") as stream:
             compared = {row.get("run_id", "") for row in csv.DictReader(stream)}
     noted = {tag.removeprefix(REMOVED) for tag in run.data.tags if tag.startswith(REMOVED)}
-    removed = sorted(
-        compared & noted - {point.info.run_id for point in points}
-    )  # one may be noted, and `gc` interrupted
+    there = {point.info.run_id for point in points}  # also of those noted, where `gc` was interrupted
+    removed = sorted(compared & noted - there)
     if removed:
         shown = ", ".join(run_id[:8] for run_id in removed)
         own.remarks.append(f"of the points that it compared `moesaic gc` removed {len(removed)}: {shown}")
@@ -116,7 +115,7 @@ def _sweep(store: Store, run: Run, temporary: Path) -> Iterator[Part]:
     if told is not None and told != len(points) + len(removed):
         own.findings.append(f"it had {told:.0f} points, and {len(points)} are there")
     elif table.is_file():
-        for stranger in sorted({point.info.run_id for point in points} - compared):
+        for stranger in sorted(there - compared):
             own.findings.append(f"the run {stranger[:8]} is below it, and is none of the points that it compared")
     yield own
     shared = _Audit(store, temporary)
