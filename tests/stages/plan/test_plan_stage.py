@@ -278,7 +278,9 @@ def test_layers_that_wait_for_each_other_are_predicted_so(tmp_path: Path) -> Non
         run(tmp_path, old, new, 4, settings)
         told = json.loads((tmp_path / paths.TRAFFIC).read_text())["predicted"]
         assert len(told["seconds_of_parts"]) == batches
-        assert dict(settings.key_config()["plan"])["layers_per_step"] == layers_per_step  # type: ignore[call-overload]
+        key = settings.key_config()["plan"]
+        assert isinstance(key, dict)
+        assert key["layers_per_step"] == layers_per_step
 
 
 def test_importing_the_stage_is_cheap() -> None:
