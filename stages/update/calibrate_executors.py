@@ -81,7 +81,7 @@ def measure_executors(rank: Rank, topology: Topology, probes: Mapping[str, Seque
             given = dict(zip(names, values, strict=True))
             return np.array([one.predicted(rank.backend, **given) for one in tried])
 
-        values = fit(np.array([one.seconds for one in tried]), predicted, share=names[-1] == "layer_share")
+        values = fit(np.array([one.seconds for one in tried]), predicted, share="layer_share" in names)
         found |= dict(zip(names, values, strict=True))
     return replace(device, **found)
 
